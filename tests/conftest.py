@@ -1,0 +1,47 @@
+"""Options of the test run: folders of parity fixtures, and a folder of real videos and annotations."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FIXTURE_SUFFIXES = (".safetensors", ".json", ".pt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fixtures",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another folder of parity fixtures, searched recursively (may be given several times)",
+    )
+    parser.addoption("--realdata", default=None, metavar="DIR", help="folder of real videos, annotations, vocabulary")
+
+
+def fixture_files(folders: list[Path]) -> list[Path]:
+    """Every fixture below the folders; an empty or missing folder is an error, not an empty test run."""
+    files: list[Path] = []
+    for folder in folders:
+        found = sorted(p for p in folder.rglob("*") if p.suffix in FIXTURE_SUFFIXES and p.is_file())
+        if not found:
+            raise pytest.UsageError(f"--fixtures {folder}: no fixture files below this folder")
+        files += found
+    return files
+
+
+def real_folder(config: pytest.Config) -> Path | None:
+    given = config.getoption("--realdata")
+    if given is None:
+        return None
+    folder = Path(given)
+    if not (folder / "clips").is_dir():
+        raise pytest.UsageError(f"--realdata {folder}: expected a folder that contains clips/")
+    return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fixture_path" in metafunc.fixturenames:
+        given = [Path(f) for f in metafunc.config.getoption("--fixtures")]
+        files = fixture_files([HERE / "parity" / "fixtures", *given])
+        metafunc.parametrize("fixture_path", files, ids=[f"{p.parent.name}/{p.name}" for p in files])
