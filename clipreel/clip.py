@@ -1,0 +1,238 @@
+"""The backbone: CLIP's video and text towers, and the six sites where a method may act. Knows no method.
+
+Architecture: CLIP (arXiv 2103.00020), spec core.md 1.1-1.5, checked against openai/CLIP, transformers and open_clip on
+parity fixtures. Differs in form: a video is one sequence with a `Layout`, attention is a `Pattern`, the patch
+convolution is a matrix product, and text is cut behind the last end token (exact, because attention is causal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clipreel.patterns import Layout, Pattern, by_frame, causal
+from clipreel.sites import NO_SITES, NOTHING, PLAIN, LayerTuner, Tuner
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Size of one transformer; `mlp` is the hidden width of its MLP."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Everything that the tensors of a CLIP do not tell by their shapes alone, and what they do.
+
+    `activation` is "quick_gelu" or "gelu"; `eos_id` None reads the text at the largest id (OpenAI's rule).
+    """
+
+    image_size: int
+    patch: int
+    vision: TowerConfig
+    text: TowerConfig
+    context: int
+    vocab: int
+    embed: int
+    activation: str
+    eos_id: int | None = None
+
+
+def normalise(norm: nn.LayerNorm, x: Tensor, over: Mapping[str, Tensor], name: str) -> Tensor:
+    """LayerNorm with float32 statistics whatever the type of x; the result has the type of x."""
+    w, b = over.get(name + ".weight", norm.weight), over.get(name + ".bias", norm.bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x.float(), norm.normalized_shape, w.float(), b.float(), norm.eps).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: x + attention, then x + MLP."""
+
+    def __init__(self, config: TowerConfig, activation: str) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} is not a multiple of {config.heads} heads")
+        if activation not in ("quick_gelu", "gelu"):
+            raise ValueError(f"activation {activation!r}: allowed are 'quick_gelu' and 'gelu'")
+        d = config.width
+        self.heads, self.quick = config.heads, activation == "quick_gelu"
+        self.ln1, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.ln2, self.fc, self.proj = nn.LayerNorm(d), nn.Linear(d, config.mlp), nn.Linear(config.mlp, d)
+
+    def forward(
+        self, x: Tensor, layout: Layout, attend: Pattern, t: LayerTuner | None, over: Mapping[str, Tensor] = NOTHING
+    ) -> tuple[Tensor, Layout]:
+        """x (B, S, D) with its layout -> the same, possibly with other tokens; `over` replaces own tensors by name."""
+        t = NO_SITES if t is None else t
+        if t.before is not None:
+            x, layout = t.before(x, layout)
+        h = normalise(self.ln1, x, over, "ln1")
+        q, k, v = self._linear("qkv", h, t, over).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        o = (attend if t.attend is None else t.attend)(q, k, v, layout).flatten(-2)
+        y = self._linear("out", o, t, over)
+        x = x + y if t.beside_attn is None else x + (y + t.beside_attn(x, h, y, layout))
+        h = normalise(self.ln2, x, over, "ln2")
+        z = self._linear("fc", h, t, over)
+        z = z * torch.sigmoid(1.702 * z) if self.quick else F.gelu(z)
+        y = self._linear("proj", z, t, over)
+        x = x + y if t.beside_mlp is None else x + (y + t.beside_mlp(x, h, y, layout))
+        return (x, layout) if t.after is None else t.after(x, layout)
+
+    def _linear(self, name: str, x: Tensor, t: LayerTuner, over: Mapping[str, Tensor]) -> Tensor:
+        layer: nn.Linear = getattr(self, name)
+        y = F.linear(x, over.get(name + ".weight", layer.weight), over.get(name + ".bias", layer.bias))
+        return y if t.linear is None else t.linear(name, x, y)
+
+
+class Tower(nn.Module):
+    """A stack of blocks; `checkpointing` recomputes each block in the backward pass instead of keeping activations."""
+
+    name: str
+
+    def __init__(self, config: TowerConfig, activation: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, activation) for _ in range(config.layers))
+        self.checkpointing = False
+
+    def run(self, x: Tensor, layout: Layout, attend: Pattern, tuner: Tuner) -> tuple[Tensor, Layout]:
+        over = tuner.overrides
+        for i, block in enumerate(self.blocks):
+            own = scoped(over, f"{self.name}.blocks.{i}.") if over else NOTHING
+            args = (x, layout, attend, tuner.layer(self.name, i), own)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, layout = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x, layout = block(*args)
+        return x, layout
+
+    def tensor(self, name: str, tuner: Tuner) -> Tensor:
+        """A base tensor of this tower, or its replacement."""
+        return tuner.overrides.get(f"{self.name}.{name}", self.get_parameter(name))
+
+
+def scoped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with the prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class VideoTower(Tower):
+    name = "vision"
+
+    def __init__(self, c: ClipConfig) -> None:
+        super().__init__(c.vision, c.activation)
+        grid, d = c.image_size // c.patch, c.vision.width
+        self.patch = nn.Conv2d(3, d, c.patch, c.patch, bias=False)
+        self.cls = nn.Parameter(torch.randn(d) * d**-0.5)
+        self.pos = nn.Parameter(torch.randn(1 + grid * grid, d) * d**-0.5)
+        self.ln_pre, self.ln_post = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
+
+    def embed(self, frames_BTCHW: Tensor, tuner: Tuner, frame_mask: Tensor | None = None) -> tuple[Tensor, Layout]:
+        """Pixels -> tokens before `ln_pre`, [CLS, patches row by row] for every frame."""
+        B, T, _, H, W = frames_BTCHW.shape
+        weight, pos = self.tensor("patch.weight", tuner), self.tensor("pos", tuner)
+        p = weight.shape[-1]
+        rows, columns = H // p, W // p  # as in a strided convolution, what does not fill a patch is left out
+        if 1 + rows * columns != pos.shape[0]:
+            raise ValueError(
+                f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but there are {pos.shape[0] - 1} patch "
+                f"positions; preprocess to the size of the model or load it with another image_size"
+            )
+        x = frames_BTCHW[..., : rows * p, : columns * p].reshape(B * T, 3, rows, p, columns, p)
+        x = F.linear(x.permute(0, 2, 4, 1, 3, 5).reshape(B, T, rows * columns, -1), weight.flatten(1))
+        cls = self.tensor("cls", tuner).to(x.dtype).expand(B, T, 1, -1)
+        x = torch.cat([cls, x], 2) + pos.to(x.dtype)
+        return tuner.embed_video(x.flatten(1, 2), Layout(0, T, 1 + rows * columns, frame_mask), self)
+
+    def forward(self, frames_BTCHW: Tensor, tuner: Tuner, frame_mask: Tensor | None = None) -> Tensor:
+        x, layout = self.embed(frames_BTCHW, tuner, frame_mask)
+        x = normalise(self.ln_pre, x, scoped(tuner.overrides, "vision."), "ln_pre")
+        x = tuner.read_video(*self.run(x, layout, by_frame, tuner))
+        x = normalise(self.ln_post, x, scoped(tuner.overrides, "vision."), "ln_post")
+        return x @ self.tensor("head", tuner)
+
+
+class TextTower(Tower):
+    name = "text"
+
+    def __init__(self, c: ClipConfig) -> None:
+        super().__init__(c.text, c.activation)
+        d = c.text.width
+        self.tokens = nn.Parameter(torch.randn(c.vocab, d) * 0.02)
+        self.pos = nn.Parameter(torch.randn(c.context, d) * 0.01)
+        self.ln_final = nn.LayerNorm(d)
+        self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
+        self.eos_id = c.eos_id
+        for block in self.blocks:  # the initialisation of CLIP's text tower (core.md 1.5); vision keeps torch's own
+            deep = d**-0.5 * (2 * c.text.layers) ** -0.5
+            for layer, std in (
+                (block.qkv, d**-0.5),
+                (block.out, deep),
+                (block.fc, (2 * d) ** -0.5),
+                (block.proj, deep),
+            ):
+                nn.init.normal_(layer.weight, std=std)
+
+    def ends(self, ids_NL: Tensor) -> Tensor:
+        """The slot of each text's end token (N,)."""
+        return ids_NL.argmax(1) if self.eos_id is None else (ids_NL == self.eos_id).int().argmax(1)
+
+    def tokens_out(self, ids_NL: Tensor, tuner: Tuner) -> tuple[Tensor, Tensor]:
+        """Tokens (N, S, D) after `ln_final` and the slot (N,) that holds each text's meaning."""
+        ends = self.ends(ids_NL)
+        # a traced graph cannot depend on the longest caption, so it keeps every slot: slower, and equal
+        keep = ids_NL.shape[1] if torch.compiler.is_compiling() else tuner.text_length(ends, ids_NL.shape[1])
+        x = tuner.embed_text(F.embedding(ids_NL[:, :keep], self.tensor("tokens", tuner)), ends, self)
+        pos = self.tensor("pos", tuner)
+        if x.shape[1] > pos.shape[0]:
+            raise ValueError(f"texts of {x.shape[1]} tokens, but the model has {pos.shape[0]} text positions; cut them")
+        x = x + pos[: x.shape[1]]
+        x, _ = self.run(x, Layout(0, 1, x.shape[1]), causal, tuner)
+        return normalise(self.ln_final, x, scoped(tuner.overrides, "text."), "ln_final"), tuner.read_text(ends, keep)
+
+    def forward(self, ids_NL: Tensor, tuner: Tuner) -> Tensor:
+        x, slots = self.tokens_out(ids_NL, tuner)
+        return x[torch.arange(len(x), device=x.device), slots] @ self.tensor("head", tuner)
+
+
+class Clip(nn.Module):
+    """Both towers. `logit_scale` is the logarithm of the scale."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision, self.text = VideoTower(config), TextTower(config)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))
+
+    def encode_video(self, frames: Tensor, tuner: Tuner = PLAIN, frame_mask: Tensor | None = None) -> Tensor:
+        """Normalised pixels (B, T, 3, H, W) -> raw vectors (B, T, E), or (B, 1, E) where the method reads one token.
+
+        `frame_mask` (B, T) is False on padded frames, which then change nothing in the real ones.
+        """
+        return self.vision(frames, tuner, frame_mask)
+
+    def encode_text(self, ids: Tensor, tuner: Tuner = PLAIN) -> Tensor:
+        """Token ids (N, L) int64 -> raw vectors (N, E)."""
+        return self.text(ids, tuner)
+
+    def scale(self, tuner: Tuner = PLAIN) -> Tensor:
+        """exp(logit_scale), the factor of cosines in the loss."""
+        return tuner.overrides.get("logit_scale", self.logit_scale).exp()
+
+    def compile_blocks(self, **options: object) -> Clip:
+        """Compile each block by itself (`torch.compile` options); short to compile, and any tuner may be given."""
+        for block in self.all_blocks():
+            block.compile(**options)
+        return self
+
+    def all_blocks(self) -> Iterable[Block]:
+        yield from (*self.vision.blocks, *self.text.blocks)
