@@ -144,8 +144,8 @@ class VideoTower(Tower):
         rows, columns = H // p, W // p  # as in a strided convolution, what does not fill a patch is left out
         if 1 + rows * columns != pos.shape[0]:
             raise ValueError(
-                f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but there are {pos.shape[0] - 1} patch "
-                f"positions; preprocess to the size of the model or load it with another image_size"
+                f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but the model has {pos.shape[0] - 1} "
+                "patch positions; preprocess to the size of the model, or load it with another image_size"
             )
         x = frames_BTCHW[..., : rows * p, : columns * p].reshape(B * T, 3, rows, p, columns, p)
         x = F.linear(x.permute(0, 2, 4, 1, 3, 5).reshape(B, T, rows * columns, -1), weight.flatten(1))
@@ -230,6 +230,8 @@ class Clip(nn.Module):
 
     def compile_blocks(self, **options: object) -> Clip:
         """Compile each block by itself (`torch.compile` options); short to compile, and any tuner may be given."""
+        # all blocks share one code object, and each kind of tuner and layout adds a graph to it; torch gives up after 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in self.all_blocks():
             block.compile(**options)
         return self

@@ -9,6 +9,10 @@ FIXTURE_SUFFIXES = (".safetensors", ".json", ".pt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    # pytest has a --fixtures of its own (a second name of --funcargs), which gives way to the folders of fixtures
+    listing = parser.optparser._option_string_actions.pop("--fixtures", None)
+    if listing is not None:
+        listing.option_strings.remove("--fixtures")
     parser.addoption(
         "--fixtures",
         action="append",

@@ -1,0 +1,191 @@
+"""What the rest of the house sees of a model: texts and videos in, vectors of one space out (DESIGN 3).
+
+A `Retriever` is a backbone, the tuner on it, the tokenizer, and the recipe of pixels and frames that belong to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipreel.checkpoints import load_weights, resize_positions
+from clipreel.clip import Clip
+from clipreel.errors import ClipreelError
+from clipreel.heads import mean_pool, unit
+from clipreel.sites import PLAIN, Tuner
+from clipreel.tokenizer import Tokenizer
+from clipreel.video.sampling import Sampling
+from clipreel.video.transforms import Preprocess
+
+BUILT_IN = {"shapes-tiny": Path(__file__).parent / "models" / "shapes-tiny"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Retriever:
+    """Encodes videos and texts into one space of unit vectors, in which the cosine says how well they match.
+
+    Holds no state that a call changes: threads may share one. Example:
+
+    >>> import clipreel
+    >>> model = clipreel.load("shapes-tiny")
+    >>> model.encode_text(["a red circle", "a small blue square"]).shape
+    torch.Size([2, 128])
+    """
+
+    rerank: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __init__(
+        self,
+        clip: Clip,
+        *,
+        tokenizer: Tokenizer | None,
+        preprocess: Preprocess,
+        sampling: Sampling,
+        name: str,
+        tuner: Tuner = PLAIN,
+        dtype: torch.dtype = torch.float32,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.clip, self.tuner, self.tokenizer = clip.eval(), tuner.eval(), tokenizer
+        self.preprocess, self.sampling, self.name, self.dtype = preprocess, sampling, name, dtype
+        self.context, self.embed_dim = clip.config.context, clip.config.embed
+        self.warnings = tuple(warnings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.logit_scale.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base weights and architecture, whatever naming or file they came from."""
+        digest = hashlib.blake2b(repr(self.clip.config).encode(), digest_size=16)
+        for name, tensor in sorted(self.clip.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.float().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def space(self) -> str:
+        """Vectors compare only inside one space: base weights, tokenizer, pixel recipe and frame sampling."""
+        words = "none" if self.tokenizer is None else self.tokenizer.fingerprint
+        parts = (self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint())
+        return hashlib.blake2b("/".join(parts).encode(), digest_size=10).hexdigest()
+
+    def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
+        """One vector (B, E) float32 per video.
+
+        `frames` (B, T, 3, H, W) are normalised pixels (`preprocess`); `frame_mask` (B, T) is False on padded frames.
+        """
+        z = self._frames(frames, frame_mask)
+        pooled_over_frames = z.shape[1] == frames.shape[1]
+        mask = frame_mask.to(z.device) if frame_mask is not None and pooled_over_frames else None
+        return mean_pool(z, mask, normalize)
+
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Unit vectors (B, T, E) float32, one per frame, from normalised pixels (B, T, 3, H, W)."""
+        return unit(self._frames(frames, frame_mask))
+
+    @torch.inference_mode()
+    def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+        if frames.ndim != 5 or frames.shape[2] != 3:
+            raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        mask = None if frame_mask is None else frame_mask.to(self.device)
+        with self._autocast():
+            return self.clip.encode_video(frames.to(self.device), self.tuner, mask)
+
+    @torch.inference_mode()
+    def encode_text(
+        self, texts: Sequence[str] | Tensor, normalize: bool = True, *, strip_special: bool = False
+    ) -> Tensor:
+        """One vector (N, E) float32 per text; `texts` are strings or ids (N, L) int64.
+
+        `strip_special` removes the literal start and end tokens, which would cut a user's query short.
+        """
+        if not isinstance(texts, Tensor):
+            if isinstance(texts, str):
+                raise TypeError("encode_text takes a list of texts; put the single text in a list")
+            if self.tokenizer is None:
+                raise ClipreelError(
+                    f"{self.name} has no vocabulary, so it cannot read text: put tokenizer.json, or vocab.json and "
+                    "merges.txt, or bpe_simple_vocab_16e6.txt.gz next to the weights"
+                )
+            texts = self.tokenizer(list(texts), self.context, strip_special=strip_special)
+        if not len(texts):
+            return torch.empty(0, self.embed_dim, device=self.device)
+        with self._autocast():
+            z = self.clip.encode_text(texts.to(self.device), self.tuner)
+        return unit(z) if normalize else z.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if device != "auto":
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as e:
+            first_line = str(e).splitlines()[0]
+            raise ClipreelError(f"device {device!r} cannot be used ({first_line}); try --device auto or cpu") from e
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a CUDA GPU that computes it, else float32 (bfloat16 is slower on most CPUs)."""
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in DTYPES:
+        raise ClipreelError(f"dtype {dtype!r}: allowed are auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    activation: str | None = None,
+    image_size: int | None = None,
+    sampling: Sampling | None = None,
+    preprocess: Preprocess | None = None,
+) -> Retriever:
+    """A retriever from a hub id, a local folder, one file in any of the known namings, or a built-in name.
+
+    `activation` settles what bare weights do not say ("quick_gelu" or "gelu"); `image_size` resizes the patch
+    positions once; `sampling` and `preprocess` replace the recipe of the checkpoint. Raises ClipreelError that names
+    what is missing and what to do.
+    """
+    found = load_weights(BUILT_IN.get(str(source), source), activation=activation)
+    config, state = found.config, found.state
+    if image_size is not None and image_size != config.image_size:
+        config = type(config)(**{**vars(config), "image_size": image_size})
+        grid = image_size // config.patch
+        state = {**state, "vision.pos": resize_positions(state["vision.pos"], (grid, grid))}
+    with torch.device("meta"):
+        clip = Clip(config)
+    clip.load_state_dict(state, assign=True)
+    clip.requires_grad_(False)
+    where = pick_device(device)
+    recipe = dict(found.preprocess or {})
+    if image_size is not None:
+        recipe["size"] = image_size
+    return Retriever(
+        clip.to(where),
+        tokenizer=None if found.tokenizer_files is None else Tokenizer.from_files(found.tokenizer_files),
+        preprocess=preprocess or Preprocess(**{"size": config.image_size, **recipe}),
+        sampling=sampling or Sampling(),
+        name=str(source),
+        dtype=pick_dtype(dtype, where),
+        warnings=found.warnings,
+    )
