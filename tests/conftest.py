@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity import realdata
+
 HERE = Path(__file__).parent
 FIXTURE_SUFFIXES = (".safetensors", ".json", ".pt")
 
@@ -32,6 +34,10 @@ def fixture_files(folders: list[Path]) -> list[Path]:
             raise pytest.UsageError(f"--fixtures {folder}: no fixture files below this folder")
         files += found
     return files
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    realdata.given = real_folder(config)
 
 
 def real_folder(config: pytest.Config) -> Path | None:
