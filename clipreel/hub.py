@@ -1,0 +1,63 @@
+"""Models by hub id, through huggingface_hub: the local cache first, a download only where the caller allows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from clipreel.errors import ClipreelError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SMALL_FILES = [
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "*.safetensors.index.json",
+]
+# the first kind of weights that a repository has is taken: never pickles where safetensors exist
+WEIGHTS = [
+    ("model.safetensors",),
+    ("model-*-of-*.safetensors",),
+    ("open_clip_model.safetensors",),
+    ("pytorch_model.bin",),
+    ("open_clip_pytorch_model.bin",),
+]
+
+
+def snapshot(hub_id: str, download: bool) -> Path:
+    """The folder of a model in the local cache. `download` False never touches the network.
+
+    Raises ClipreelError that says how to get the model here by hand.
+    """
+    import fnmatch
+
+    from huggingface_hub import HfApi, snapshot_download
+
+    by_hand = (
+        f"download {hub_id} on a machine with a connection (`hf download {hub_id} --local-dir FOLDER`), "
+        "copy the folder here and give it as --model FOLDER"
+    )
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+        if any(p for group in WEIGHTS for pattern in group for p in folder.glob(pattern)):
+            return folder
+    except Exception:  # whatever the reason, the cache does not have it; the next step says so
+        if not download:
+            raise ClipreelError(
+                f"the model {hub_id} is not on this machine and needs one download (ViT-B/32: about 600 MB): "
+                f"allow it with --download, or {by_hand}"
+            ) from None
+    try:
+        names = [f.rfilename for f in HfApi().model_info(hub_id).siblings or []]
+        wanted = next((g for g in WEIGHTS if any(fnmatch.fnmatch(n, p) for n in names for p in g)), None)
+        if wanted is None:
+            raise ClipreelError(f"{hub_id} has no CLIP weights; its files are {', '.join(sorted(names)[:12])}")
+        return Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES, *wanted]))
+    except ClipreelError:
+        raise
+    except Exception as e:  # the hub's client raises a dozen types for "no connection", "no such repository", "offline"
+        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+        raise ClipreelError(f"{hub_id} could not be fetched ({reason}); {by_hand}") from e
