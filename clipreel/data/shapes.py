@@ -24,7 +24,7 @@ from clipreel.data.sample import Sample
 from clipreel.data.shapes_render import COLOURS, SHAPES, Image, Mark, draw, write_mp4
 from clipreel.errors import ClipreelError
 
-SIZES = {"small": 0.19, "large": 0.34}
+SIZES = {"small": 0.22, "large": 0.4}
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 

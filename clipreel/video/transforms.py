@@ -59,7 +59,7 @@ class Preprocess:
         return self.normalise(self.pixels(frames))
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """uint8 (T, H, W, 3) RGB -> (T, 3, size, size): uint8 in modes `pil` and `uint8`, else float 0..1, unclamped."""
+        """uint8 (T, H, W, 3) RGB -> (T, 3, n, n): uint8 in modes `pil` and `uint8`, else float 0..1, unclamped."""
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {tuple(frames.shape)}")
         x = frames.permute(0, 3, 1, 2)  # a channels-last view: the fast path of the uint8 kernel
