@@ -1,0 +1,70 @@
+"""The protocol stamp: how a number was made, and what keeps two numbers from being compared (DESIGN 7)."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from clipreel.errors import ClipreelError
+
+# what may differ between two rows of one table: it is what the rows are about
+SUBJECTS = ("base", "adapter", "seeds", "versions")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("clipreel", "torch", "av", "ftfy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Everything that decides a retrieval number besides the model's quality. "unstated" fields compare as different
+    from stated ones, never as equal to anything."""
+
+    split: str = "unstated"
+    split_hash: str = "unstated"
+    caption_mode: str = "unstated"
+    frames: str = "unstated"
+    resolution: int = 0
+    tokens: int = 0
+    tokenizer: str = "unstated"
+    selection: str = "none"
+    post_processing: str = "none"
+    transductive: bool = False
+    tie_rule: str = "expected"
+    base: str = "unstated"
+    adapter: str = "none"
+    seeds: tuple[int, ...] = ()
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def having(self, **changes: Any) -> Stamp:
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, other: Stamp) -> dict[str, tuple[Any, Any]]:
+        """The fields of the protocol in which two results differ, with both values."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return {k: (mine[k], theirs[k]) for k in mine if k not in SUBJECTS and mine[k] != theirs[k]}
+
+    def require_equal(self, other: Stamp) -> None:
+        """Raises ClipreelError that names the differing fields, so that unequal results are never ranked."""
+        found = self.differences(other)
+        if found:
+            said = "; ".join(f"{k}: {a!r} and {b!r}" for k, (a, b) in found.items())
+            raise ClipreelError(f"these results cannot be compared, they were made differently ({said})")
+
+
+def split_hash(ids: Iterable[str]) -> str:
+    """Identity of the list of test items in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]

@@ -1,0 +1,52 @@
+"""Results as text for a terminal; the protocol stands under every table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipreel.evaluation.metrics import Result
+
+SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
+
+
+def table(rows: Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """One line per row, text to video and then video to text; a line of pessimistic values where ties exist."""
+    lines = [["", *(f"t2v {m}" for m in SHOWN), *(f"v2t {m}" for m in SHOWN)]]
+    for name, row in rows.items():
+        both = (row.t2v, row.v2t) if isinstance(row, Result) else row
+        lines.append([name, *(f"{d[m]:.1f}" for d in both for m in SHOWN)])
+        if isinstance(row, Result) and any(d["tied"] for d in both):
+            worst = [d.get("pessimistic", d) for d in both]
+            label = f"  all ties lost ({both[0]['tied']}, {both[1]['tied']})"
+            lines.append([label, *(f"{d[m]:.1f}" for d in worst for m in SHOWN)])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def protocol(result: Result) -> str:
+    """The stamp in one paragraph."""
+    s, n = result.stamp, result.t2v
+    parts = [
+        f"{n['queries']} queries over {n['gallery']} videos",
+        f"split {s.split} ({s.split_hash})",
+        f"captions: {s.caption_mode}",
+        f"frames: {s.frames}",
+        f"{s.resolution} px, {s.tokens} tokens ({s.tokenizer})",
+        f"selection: {s.selection}",
+        f"post-processing: {s.post_processing}{', transductive' if s.transductive else ''}",
+        f"ties: {s.tie_rule}",
+        f"base {s.base}, adapter {s.adapter}",
+    ]
+    if result.non_finite:
+        parts.append(f"{result.non_finite} rows were not finite and count as missed")
+    return "protocol: " + "; ".join(parts)
