@@ -76,6 +76,11 @@ class Retriever:
         parts = (self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint())
         return hashlib.blake2b("/".join(parts).encode(), digest_size=10).hexdigest()
 
+    @property
+    def pools_frames(self) -> bool:
+        """Whether a video's vector is the mean of its frames' vectors, each encoded by itself."""
+        return self.tuner is PLAIN
+
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
         """One vector (B, E) float32 per video.
 
@@ -159,14 +164,16 @@ def load(
     image_size: int | None = None,
     sampling: Sampling | None = None,
     preprocess: Preprocess | None = None,
+    download: bool = True,
 ) -> Retriever:
     """A retriever from a hub id, a local folder, one file in any of the known namings, or a built-in name.
 
     `activation` settles what bare weights do not say ("quick_gelu" or "gelu"); `image_size` resizes the patch
-    positions once; `sampling` and `preprocess` replace the recipe of the checkpoint. Raises ClipreelError that names
+    positions once; `sampling` and `preprocess` replace the recipe of the checkpoint; `download` False takes a hub id
+    from the local cache only. Raises ClipreelError that names
     what is missing and what to do.
     """
-    found = load_weights(BUILT_IN.get(str(source), source), activation=activation)
+    found = load_weights(BUILT_IN.get(str(source), source), activation=activation, download=download)
     config, state = found.config, found.state
     if image_size is not None and image_size != config.image_size:
         config = type(config)(**{**vars(config), "image_size": image_size})

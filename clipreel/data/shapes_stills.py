@@ -115,11 +115,14 @@ def strip(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
     return [Still(still_of(s, size), s.caption(rng)) for s in (scene, other)]
 
 
-def stills(seed: int | str, size: int) -> Iterator[Still]:
+MIX = (0.35, 0.3, 0.1, 0.25)  # shares of one, two, three, strip
+
+
+def stills(seed: int | str, size: int, mix: tuple[float, ...] = MIX) -> Iterator[Still]:
     """An endless stream of training stills, twins next to each other; no held-out pair of shape and colour occurs."""
     rng = Random(f"stills/{seed}")
     while True:
-        kind = rng.choices((one, two, three, strip), (0.35, 0.3, 0.1, 0.25))[0]
+        kind = rng.choices((one, two, three, strip), mix)[0]
         yield from kind(rng, size)
 
 

@@ -23,7 +23,9 @@ from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.data.shapes_stills import ATTRIBUTES, Still, questions, stills
 from clipreel.heads import unit
 
-SEED, BATCH, STEPS, WARM_UP, RATE, DECAY, WORDS = 0, 256, 1800, 100, 2e-3, 0.05, 0.1
+SEED, BATCH, STEPS, WARM_UP, RATE, DECAY, WORDS = 0, 128, 4000, 200, 1.5e-3, 0.05, 0.2
+# single things come first: shapes are the slowest to learn, and everything else needs them
+EASY_STEPS, EASY_MIX = 1500, (0.75, 0.15, 0.05, 0.05)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 32
@@ -135,10 +137,10 @@ def train(model: Clip, words: Words, size: int, log: Path) -> None:
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_at)
-    source, started = stills(SEED, size), time.time()
+    easy, full, started = stills(f"{SEED}/easy", size, EASY_MIX), stills(SEED, size), time.time()
     with log.open("w") as out:
         for step in range(STEPS):
-            batch: list[Still] = list(islice(source, BATCH))
+            batch: list[Still] = list(islice(easy if step < EASY_STEPS else full, BATCH))
             captions = [s.caption for s in batch]
             ids = words(captions)
             images = model.encode_video(pixels([s.image for s in batch]))[:, 0]

@@ -110,7 +110,7 @@ BY_INDEX_RANDOM: dict[str, Callable[[int, int, Rng], Indices]] = {
     "clip_vip_jitter": clip_vip,
     "alpro_random": alpro_random,
 }
-BY_TIME = ("uniform", "tsn_random", "rate", "keyframes")
+BY_TIME = ("uniform", "tsn_random", "rate", "cover", "keyframes")
 KINDS = (*BY_TIME, *BY_INDEX, *BY_INDEX_RANDOM)
 
 
@@ -119,7 +119,8 @@ class Sampling:
     """How frames are chosen, part of a model's space.
 
     By time: `uniform` the middle of `frames` equal parts; `tsn_random` a random moment of each (training); `rate` is
-    `fps` frames a second, at most `frames` of them (0: all); `keyframes` what the encoder stored whole, at most
+    `fps` frames a second, at most `frames` of them (0: all); `cover` is `fps` a second, spread evenly, and at least
+    `frames`; `keyframes` what the encoder stored whole, at most
     `frames`. The rest are the index rules of the papers, for constant frame rates and parity.
     """
 
@@ -159,13 +160,13 @@ class Sampling:
             count = max(1, math.ceil(length * self.fps - 1e-9))
             times = start_s + np.arange(count) / self.fps
             return times if not self.frames or count <= self.frames else times[clip4clip(count, self.frames)]
+        count = max(self.frames, math.ceil(length * self.fps)) if self.kind == "cover" else self.frames
+        within = np.full(count, 0.5)
         if self.kind == "tsn_random":
             if rng is None:
                 raise ValueError("sampling tsn_random draws at random: give rng")
-            within = rng.random(self.frames)
-        else:
-            within = np.full(self.frames, 0.5)
-        return start_s + (np.arange(self.frames) + within) * (length / self.frames)
+            within = rng.random(count)
+        return start_s + (np.arange(count) + within) * (length / count)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

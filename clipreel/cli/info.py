@@ -1,0 +1,43 @@
+"""clipreel info."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def info(
+    model: str = "shapes-tiny",
+    /,
+    *,
+    download: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Show what a model is: sizes, parameters, recipes, space.
+
+    Example: `clipreel info shapes-tiny`
+    """
+    import json as js
+    from dataclasses import asdict
+
+    from clipreel.cli.search import load_model
+
+    retriever = load_model(model, download, "cpu")
+    clip = retriever.clip
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in clip.named_children()}
+    facts = {
+        "model": model,
+        "space": retriever.space,
+        "parameters": {"all": sum(p.numel() for p in clip.parameters()), **count},
+        "config": asdict(clip.config),
+        "preprocess": retriever.preprocess.to_dict(),
+        "sampling": retriever.sampling.to_dict(),
+        "tokenizer": None if retriever.tokenizer is None else retriever.tokenizer.mode,
+    }
+    if json:
+        print(js.dumps(facts))
+    else:
+        for key, value in facts.items():
+            print(f"{key:<11}", ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
+    return 0

@@ -1,0 +1,49 @@
+"""Progress on a terminal, silence elsewhere; the closing report of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+
+
+class Progress:
+    """One line on standard error that is rewritten: done, rate, time left. Nothing when that is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.started, self.shown = what, time.monotonic(), 0.0
+        self.visible = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int, extra: str = "") -> None:
+        now = time.monotonic()
+        if not self.visible or (now - self.shown < 0.2 and done < total):
+            return
+        self.shown = now
+        rate = done / max(now - self.started, 1e-6)
+        left = (total - done) / rate if rate else 0.0
+        line = f"{self.what} {done}/{total}  {rate:.1f}/s  {clock(left)} left  {extra}"
+        print(f"\r\x1b[K{line}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, hours where needed: 1:05, 2:00:05."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def shown(path: str) -> str:
+    """A path on one line whatever its name holds."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def skipped(rows: Sequence[tuple[str, str]]) -> None:
+    """The last lines of a run that left inputs out: each with its reason."""
+    if rows:
+        print(f"skipped {len(rows)}:", file=sys.stderr)
+        for path, reason in rows:
+            print(f"  {shown(path)}: {reason}", file=sys.stderr)

@@ -1,0 +1,270 @@
+"""clipreel index, search, status, forget."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
+from clipreel.errors import ClipreelError
+
+if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
+    from clipreel.search.index import Index
+
+Many = Annotated[tuple[str, ...], Parameter(negative=())]
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def index(
+    folders: Annotated[tuple[str, ...], Parameter(help="Folders or files to index; none: those indexed before.")] = (),
+    /,
+    *,
+    index: str | None = None,
+    model: str | None = None,
+    download: Flag = False,
+    segments: Literal["windows", "shots", "none"] = "windows",
+    seconds: float = 8.0,
+    fps: float = 1.0,
+    time_limit: float = 120.0,
+    workers: int = 2,
+    device: str = "auto",
+    json: Flag = False,
+) -> int:
+    """Index folders of videos, or bring an index up to date.
+
+    Example: `clipreel index shapes-videos --model shapes-tiny --index my-index`
+
+    Parameters
+    ----------
+    index: Folder or object-store URI of the index (default: the platform's data folder).
+    model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
+    download: Allow the model to be fetched from the hub.
+    segments: How videos are cut into moments.
+    seconds: Length of a window.
+    fps: Frames read per second of video.
+    time_limit: Seconds after which a file is given up.
+    workers: Files decoded at once.
+    json: Print the report as JSON.
+    """
+    from clipreel.search.index import Index, default_place
+    from clipreel.search.indexer import Report, facts_of, update
+    from clipreel.video.shots import Segments
+
+    if not folders:
+        raise ClipreelError("name a folder to index, e.g. clipreel index ~/Videos")
+    place = index or default_place()
+    existing = open_if_there(place)
+    name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
+    retriever = load_model(name, download, device)
+    store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
+    line = Progress("indexing")
+
+    def progress(done: int, total: int, report: Report) -> None:
+        line(done, total, f"{clock(report.video_s)} of video")
+
+    report = update(
+        store,
+        retriever,
+        [os.path.abspath(f) for f in folders],
+        timeout_s=time_limit,
+        workers=workers,
+        progress=progress,
+    )
+    if json:
+        print(dump({**vars(report), "index": place}))
+    else:
+        spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
+        print(
+            f"indexed {report.indexed} videos ({clock(report.video_s)}, {report.vectors} vectors), "
+            f"moved {report.moved}, forgot {report.forgotten}, unchanged {report.unchanged}; {spent}; index at {place}"
+        )
+    for path, warning in report.warnings:
+        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
+    skipped(report.skipped)
+    nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
+    if nothing and not report.skipped:
+        raise ClipreelError(f"no video files below {', '.join(folders)}; nothing was indexed")
+    return (2 if nothing else 1) if report.skipped else 0
+
+
+def search(
+    text: str = "",
+    /,
+    *,
+    k: Annotated[int, Parameter(name=["-k", "--results"])] = 10,
+    index: str | None = None,
+    image: Many = (),
+    video: Many = (),
+    minus: Many = (),
+    minus_weight: float = 0.5,
+    under: str | None = None,
+    name: str | None = None,
+    min_duration: float = 0.0,
+    max_duration: float = float("inf"),
+    after: float = 0.0,
+    before: float = float("inf"),
+    model: str | None = None,
+    device: str = "auto",
+    json: Flag = False,
+    open: Flag = False,
+) -> int:
+    """Find the videos and moments that fit a text, an image or a video best.
+
+    Words that begin with - are taken away: "dog on a beach -people".
+    Example: `clipreel search "a red circle moves to the left" --index my-index`
+
+    Parameters
+    ----------
+    k: How many videos.
+    index: Folder or URI of the index.
+    image: An image that the video should look like; may be given several times.
+    video: A video that it should be like; may be given several times.
+    minus: A text to take away; may be given several times.
+    minus_weight: How much of it is taken away.
+    under: Only videos below this folder.
+    name: Only paths that contain this.
+    min_duration: Only videos at least this long, in seconds.
+    max_duration: Only videos at most this long, in seconds.
+    after: Only moments that end after this second.
+    before: Only moments that begin before this second.
+    model: The model, where it lies elsewhere than when the index was made.
+    json: One JSON object per line and nothing else.
+    open: Play the first hit at its moment.
+    """
+    from dataclasses import replace
+
+    from clipreel.search.index import Index, default_place
+    from clipreel.search.query import Filter, Query, Searcher
+
+    if k < 1:
+        raise ClipreelError(f"{k} results: ask for at least 1 (-k)")
+    store = Index(index or default_place())
+    query = Query.parse(text)
+    query = replace(
+        query,
+        minus=[*query.minus, *minus],
+        images=image,
+        videos=video,
+        minus_weight=minus_weight,
+        filter=Filter(under, name, min_duration, max_duration, after, before),
+    )
+    if not (query.texts or image or video):
+        raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
+    searcher = Searcher(store, load_model(model or store.facts["model"], False, device))
+    hits = searcher.search(query, k)
+    for rank, hit in enumerate(hits, 1):
+        if json:
+            print(hit.to_json())
+        else:
+            print(f"{rank:3d}  {hit.score:.3f}  {clock(hit.start_s)}-{clock(hit.end_s)}  {shown(hit.path)}")
+    if not hits:
+        print("nothing in the index passes these filters", file=sys.stderr)
+        return 2
+    if open:
+        play(hits[0].path, hits[0].start_s)
+    return 0
+
+
+def status(*, index: str | None = None, json: Flag = False) -> int:
+    """Say what an index holds, and which files were skipped and why.
+
+    Example: `clipreel status --index my-index`
+    """
+    from clipreel.search.index import Index, default_place
+
+    store = Index(index or default_place())
+    files = store.list_files()
+    bad = [(f.path, f.reason) for f in files if f.reason]
+    good = [f for f in files if not f.reason]
+    facts = {
+        "index": store.place,
+        "model": store.facts["model"],
+        "space": store.facts["space"],
+        "segments": store.facts["segments"],
+        "videos": len(good),
+        "duration_s": round(sum(f.duration_s for f in good), 3),
+        "vectors": store.vectors.count_rows(),
+        "skipped": bad,
+    }
+    if json:
+        print(dump(facts))
+        return 1 if bad else 0
+    cut = store.facts["segments"]
+    print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
+    print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
+    print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
+    print("search   exact, in memory")
+    skipped(bad)
+    return 1 if bad else 0
+
+
+def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
+    """Take files or folders out of an index. The videos themselves are not touched.
+
+    Example: `clipreel forget shapes-videos/test-rest-000a.mp4 --index my-index`
+    """
+    from clipreel.search.index import Index, default_place
+
+    store = Index(index or default_place())
+    found = [k for path in paths for k in store.known(path)]
+    if not found:
+        raise ClipreelError(f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it")
+    with store.writing():
+        store.remove({k.id for k in found})
+    print(f"forgot {len({k.id for k in found})} files")
+    return 0
+
+
+def load_model(name: str, download: bool, device: str) -> Retriever:
+    """The model of a command; its warnings go to standard error."""
+    from clipreel.retriever import load
+
+    retriever = load(name, download=download, device=device)
+    for warning in retriever.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    if name == "shapes-tiny" and sys.stderr.isatty():
+        print("note: shapes-tiny knows only the shapes world; for real videos use a CLIP (--model)", file=sys.stderr)
+    return retriever
+
+
+def open_if_there(place: str) -> Index | None:
+    """The index at a place, None where nothing was made yet; a damaged one is an error."""
+    from clipreel.search.index import Index
+
+    if "://" not in place and not (os.path.isdir(place) and os.listdir(place)):
+        return None
+    if "://" in place:
+        try:
+            return Index(place)
+        except ClipreelError as e:
+            if "tables: none" in str(e):
+                return None
+            raise
+    return Index(place)
+
+
+def dump(data: dict) -> str:
+    return json.dumps(data, default=str)
+
+
+def play(path: str, start_s: float) -> None:
+    """Open a player at a moment; without a known player, say the command."""
+    players = {
+        "mpv": [f"--start={start_s:.2f}"],
+        "vlc": [f"--start-time={start_s:.2f}"],
+        "ffplay": ["-ss", f"{start_s:.2f}"],
+    }
+    for player, options in players.items():
+        program = which(player)
+        if program:
+            subprocess.Popen([program, *options, str(Path(path))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return
+    print(f"no player found (mpv, vlc or ffplay); the moment is at {start_s:.1f} s", file=sys.stderr)

@@ -1,0 +1,115 @@
+"""From videos with captions to a stamped result: read, encode, rank; a video that cannot be read counts as missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clipreel.data.sample import Sample
+from clipreel.data.shapes import ShapesWorld
+from clipreel.errors import ClipreelError
+from clipreel.evaluation.metrics import Result, evaluate, measures
+from clipreel.evaluation.protocol import Stamp, split_hash
+from clipreel.evaluation.ranks import order_blind
+from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
+
+if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
+
+BATCH = 16
+
+
+def shapes_samples(folder: Path) -> list[Sample]:
+    """The test split of the shapes world as files in this folder."""
+    return ShapesWorld().write_videos(folder, "test")
+
+
+def shapes_bound() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the best model without a sense of time reaches on that split, text to video and video to text."""
+    t2v, v2t = order_blind([item.group for item in ShapesWorld().videos("test")])
+    return measures(t2v), measures(v2t)
+
+
+def read_annotations(folder: Path) -> list[Sample]:
+    """Samples of `annotations.jsonl`: {"video": name, "captions": [...]} or {"video": name, "caption": "..."} a line."""
+    path = Path(folder) / "annotations.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError as e:
+        raise ClipreelError(f'{path} is missing: one line per video, {{"video": "a.mp4", "captions": ["..."]}}') from e
+    except (OSError, ValueError) as e:
+        raise ClipreelError(f"{path} cannot be read as JSON lines in UTF-8 ({e})") from e
+    samples = []
+    for number, row in enumerate(rows, 1):
+        captions = row.get("captions", [row["caption"]] if row.get("caption") else []) if isinstance(row, dict) else []
+        if not captions or not isinstance(row.get("video"), str):
+            raise ClipreelError(f"{path}, line {number}: a video name and at least one caption are needed")
+        samples.append(Sample(row["video"], Path(folder) / row["video"], tuple(captions)))
+    twice = {s.id for s in samples if sum(o.id == s.id for o in samples) > 1} if len(samples) < 2000 else set()
+    if twice or len({s.id for s in samples}) != len(samples):
+        raise ClipreelError(
+            f"{path}: a video occurs twice ({', '.join(sorted(twice)[:3])}); put its captions in one line"
+        )
+    if not samples:
+        raise ClipreelError(f"{path} holds no samples")
+    return samples
+
+
+def encode_videos(
+    model: Retriever,
+    samples: Sequence[Sample],
+    frames: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    """Vectors (V, E), NaN rows for videos that could not be read, and those videos with their reasons."""
+    vectors = torch.full((len(samples), model.embed_dim), torch.nan)
+    failed: list[tuple[str, str]] = []
+    sampling = replace(model.sampling, frames=frames)
+    of = {s.video: s for s in samples}
+
+    def read(path: Path) -> Frames:
+        s = of[path]
+        return read_frames(path, sampling, start_s=s.start_s, end_s=s.end_s, transform=model.preprocess.pixels)
+
+    waiting: list[tuple[int, torch.Tensor]] = []
+    for n, (path, found) in enumerate(read_many([s.video for s in samples], read)):
+        if isinstance(found, DecodeError):
+            failed.append((str(path), found.reason))
+        else:
+            waiting.append((n, found.pixels))
+        if waiting and (len(waiting) == BATCH or n + 1 == len(samples)):
+            pixels = torch.stack([model.preprocess.normalise(p) for _, p in waiting])
+            vectors[[i for i, _ in waiting]] = model.encode_video(pixels).cpu()
+            waiting = []
+        progress(n + 1, len(samples))
+    return vectors, failed
+
+
+def evaluate_samples(
+    model: Retriever,
+    samples: Sequence[Sample],
+    split: str,
+    frames: int = 8,
+    dual_softmax: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Result, list[tuple[str, str]]]:
+    """Every caption is a query over all videos; stamped. Returns the result and the videos that were not read."""
+    videos, failed = encode_videos(model, samples, frames, progress)
+    captions = [c for s in samples for c in s.captions]
+    truth = torch.tensor([i for i, s in enumerate(samples) for _ in s.captions])
+    texts = model.encode_text(captions).cpu()
+    stamp = Stamp(
+        split=split,
+        split_hash=split_hash([s.id for s in samples]),
+        frames=f"{frames} {model.sampling.kind}",
+        resolution=model.preprocess.size,
+        tokens=model.context,
+        tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
+        base=model.fingerprint[:12],
+    )
+    return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax), failed
