@@ -61,6 +61,7 @@ class Loaded:
     naming: str
     tokenizer_files: Path | None = None
     preprocess: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -285,6 +286,7 @@ def load_weights(source: str | Path, *, activation: str | None = None, download:
         raise ClipreelError(f"{file}: {e}") from e
     loaded.tokenizer_files = find_vocabulary(folder)
     loaded.preprocess = side_preprocess(folder)
+    loaded.sampling = read_json(folder / "config.json").get("clipreel", {}).get("sampling")
     return loaded
 
 

@@ -191,7 +191,7 @@ def load(
         clip.to(where),
         tokenizer=None if found.tokenizer_files is None else Tokenizer.from_files(found.tokenizer_files),
         preprocess=preprocess or Preprocess(**{"size": config.image_size, **recipe}),
-        sampling=sampling or Sampling(),
+        sampling=sampling or Sampling(**(found.sampling or {})),
         name=str(source),
         dtype=pick_dtype(dtype, where),
         warnings=found.warnings,

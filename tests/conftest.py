@@ -55,3 +55,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         given = [Path(f) for f in metafunc.config.getoption("--fixtures")]
         files = fixture_files([HERE / "parity" / "fixtures", *given])
         metafunc.parametrize("fixture_path", files, ids=[f"{p.parent.name}/{p.name}" for p in files])
+    if "real_clip" in metafunc.fixturenames:
+        folder = real_folder(metafunc.config)
+        clips = [None] if folder is None else sorted(p for p in (folder / "clips").rglob("*") if p.is_file())
+        metafunc.parametrize("real_clip", clips, ids=["none" if p is None else p.name for p in clips])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests over real clips exist only where --realdata gives some."""
+    without = [i for i in items if hasattr(i, "callspec") and i.callspec.params.get("real_clip", i) is None]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [i for i in items if i not in without]

@@ -18,7 +18,7 @@ def demo(
 ) -> int:
     """Render, evaluate, index and search a small world of videos, and write a report to look at.
 
-    Example: `clipreel demo`, or on your own files: `clipreel demo --videos ~/Videos --model FOLDER`
+    Try `clipreel demo`, or on your own files: `clipreel demo --videos ~/Videos --model FOLDER`
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,9 +51,13 @@ def shapes(model: str, out: Path, device: str) -> int:
     print(
         f"\ndone in {clock(time.monotonic() - started)}. Try next:\n"
         f'   clipreel search "a green star grows" --index {out / "index"}\n'
-        "   clipreel demo --videos YOUR_FOLDER --model A_CLIP   (a folder with CLIP weights, or a hub id and --download)"
+        "   clipreel demo --videos YOUR_FOLDER --model A_CLIP   (a folder of CLIP weights, or a hub id with --download)"
     )
     return 1 if failed else 0
+
+
+def indent(text: str) -> str:
+    return textwrap.indent(text, "   ")
 
 
 def own_videos(videos: Path, model: str | None, out: Path, download: bool, device: str) -> int:
@@ -145,7 +150,7 @@ def write_page(
     hits = spread[:: max(1, len(spread) // 4)][:4]
     content = page(
         "clipreel demo",
-        f"{model} was trained on stills only. Averaging the frames of a film finds what is in it, but not what happens.",
+        f"{model} was trained on stills only. The mean of a film's frames tells what is in it, but not what happens.",
         [
             ("Numbers", numbers(rows) + paragraph(stamp)),
             ("Searches", cards([Card(q, shown_hits) for q, shown_hits in answers.items()])),

@@ -23,7 +23,7 @@ def evaluate(
 
     Without a folder: the test split of the shapes world, beside its order-blind bound. With one: its videos and the
     captions of its annotations.jsonl ({"video": ..., "captions": [...]} a line).
-    Example: `clipreel evaluate --model shapes-tiny`
+    Try `clipreel evaluate --model shapes-tiny`
 
     Parameters
     ----------

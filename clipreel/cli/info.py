@@ -16,7 +16,7 @@ def info(
 ) -> int:
     """Show what a model is: sizes, parameters, recipes, space.
 
-    Example: `clipreel info shapes-tiny`
+    Try `clipreel info shapes-tiny`
     """
     import json as js
     from dataclasses import asdict

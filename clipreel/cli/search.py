@@ -40,7 +40,7 @@ def index(
 ) -> int:
     """Index folders of videos, or bring an index up to date.
 
-    Example: `clipreel index shapes-videos --model shapes-tiny --index my-index`
+    Try `clipreel index shapes-videos --model shapes-tiny --index my-index`
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def search(
     """Find the videos and moments that fit a text, an image or a video best.
 
     Words that begin with - are taken away: "dog on a beach -people".
-    Example: `clipreel search "a red circle moves to the left" --index my-index`
+    Try `clipreel search "a red circle moves to the left" --index my-index`
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def search(
 def status(*, index: str | None = None, json: Flag = False) -> int:
     """Say what an index holds, and which files were skipped and why.
 
-    Example: `clipreel status --index my-index`
+    Try `clipreel status --index my-index`
     """
     from clipreel.search.index import Index, default_place
 
@@ -209,7 +209,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take files or folders out of an index. The videos themselves are not touched.
 
-    Example: `clipreel forget shapes-videos/test-rest-000a.mp4 --index my-index`
+    Try `clipreel forget shapes-videos/test-rest-000a.mp4 --index my-index`
     """
     from clipreel.search.index import Index, default_place
 

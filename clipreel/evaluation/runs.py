@@ -36,7 +36,7 @@ def shapes_bound() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_annotations(folder: Path) -> list[Sample]:
-    """Samples of `annotations.jsonl`: {"video": name, "captions": [...]} or {"video": name, "caption": "..."} a line."""
+    """Samples of `annotations.jsonl`: {"video": name, "captions": [...]} or {"video": name, "caption": ...} a line."""
     path = Path(folder) / "annotations.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]

@@ -198,7 +198,8 @@ def main() -> None:
     save_file(model.state_dict(), args.out / "trained.safetensors")
     from clipreel.training.shapes_card import ship
 
-    ship(args.out, model.eval(), spec, minutes=(time.time() - started) / 60)
+    recipe = {"seed": SEED, "batch": BATCH, "steps": STEPS, "learning rate": RATE, "weight decay": DECAY}
+    ship(args.out, model.eval(), spec, (time.time() - started) / 60, recipe)
 
 
 if __name__ == "__main__":

@@ -274,7 +274,8 @@ def choose(
         return [pts[i] for i in sampling.indices(len(pts), rng)]
     end = times[last] if last < len(times) else packets.info.duration_s
     moments = sampling.times(float(times[first]), float(end), rng)
-    shown = np.searchsorted(times[first:last], moments + 1e-9, "right") - 1  # what a player shows at that moment
+    # what a player shows at that moment; containers round time stamps to a tick
+    shown = np.searchsorted(times[first:last], moments + 0.51 * packets.tick_s, "right") - 1
     return [pts[i] for i in np.clip(shown, 0, len(pts) - 1)]
 
 
@@ -316,7 +317,7 @@ def collect(
                 break
             position, spare = hit
             if position not in pictures:
-                rotation = int(getattr(spare, "rotation", 0) or 0)
+                rotation = rotation_of(spare)
                 pictures[position] = (picture(spare, rotation if rotate else 0, transform), position)
             pictures[target] = pictures[position]
     if not pictures:
@@ -362,6 +363,11 @@ def advance(
     if spare is not None and spare.pts is not None and spare.pts >= target:
         return spare.pts, spare
     return next(((pts, frame) for pts, frame in source if pts >= target), None)
+
+
+def rotation_of(frame: VideoFrame) -> int:
+    """The turn that the file asks for, in degrees against the clock; PyAV does not apply it."""
+    return int(frame.rotation or 0)
 
 
 def picture(frame: VideoFrame, rotation: int, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
