@@ -119,7 +119,8 @@ MIX = (0.35, 0.3, 0.1, 0.25)  # shares of one, two, three, strip
 
 
 def stills(seed: int | str, size: int, mix: tuple[float, ...] = MIX) -> Iterator[Still]:
-    """An endless stream of training stills, twins next to each other; no held-out pair of shape and colour occurs."""
+    """An endless stream of training stills, twins next to each other. Scenes avoid the held-out pairs of shape
+    and colour; the twin of a single thing, with its shape or colour changed, may be one."""
     rng = Random(f"stills/{seed}")
     while True:
         kind = rng.choices((one, two, three, strip), mix)[0]

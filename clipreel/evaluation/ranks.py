@@ -76,6 +76,9 @@ def rank_videos(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: allowed are {', '.join(PROTOCOLS)}")
     videos = matrix.shape[1]
+    silent = torch.bincount(truth, minlength=videos) == 0
+    if silent.any():
+        raise ValueError(f"video {int(silent.int().argmax())} has no caption, so it cannot be a query; leave it out")
     score = positive_scores(matrix, truth, rows, columns)
     own = torch.full((videos,), -torch.inf, dtype=score.dtype).scatter_reduce(0, truth, score, "amax")
     best = torch.zeros(videos, dtype=torch.long).index_add(0, truth, (score == own[truth]).long())
@@ -108,9 +111,6 @@ def check(matrix: Matrix, truth: Tensor) -> None:
         raise ValueError(
             f"videos are numbered 0..{videos - 1}; text {int(((truth < 0) | (truth >= videos)).int().argmax())} is not"
         )
-    silent = torch.bincount(truth, minlength=videos) == 0
-    if silent.any():
-        raise ValueError(f"video {int(silent.int().argmax())} has no caption, so it cannot be a query; leave it out")
 
 
 def positive_scores(matrix: Matrix, truth: Tensor, rows: int, columns: int) -> Tensor:

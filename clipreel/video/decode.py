@@ -274,8 +274,9 @@ def choose(
         return [pts[i] for i in sampling.indices(len(pts), rng)]
     end = times[last] if last < len(times) else packets.info.duration_s
     moments = sampling.times(float(times[first]), float(end), rng)
-    # what a player shows at that moment; containers round time stamps to a tick
-    shown = np.searchsorted(times[first:last], moments + 0.51 * packets.tick_s, "right") - 1
+    # what a player shows at that moment; containers round the first and this time stamp to a tick
+    slack = min(1.01 * packets.tick_s, 0.25 * packets.info.duration_s / packets.info.frames)
+    shown = np.searchsorted(times[first:last], moments + slack, "right") - 1
     return [pts[i] for i in np.clip(shown, 0, len(pts) - 1)]
 
 
