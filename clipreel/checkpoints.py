@@ -172,9 +172,9 @@ def translate(
     ours: dict[str, Tensor] = {}
     missing: list[str] = []
     for name, theirs, how in name_table(naming, config.vision.layers, config.text.layers):
+        missing += [n for n in theirs if n not in state]
         found = [state.pop(n) for n in theirs if n in state]
         if len(found) < len(theirs):
-            missing += [n for n in theirs if n not in state] if not found else [theirs[len(found)]]
             continue
         tensor = torch.cat(found) if how == "joined" else found[0].t() if how == "transposed" else found[0]
         ours[name] = tensor.float().contiguous()
@@ -205,8 +205,9 @@ def architecture(state: Mapping[str, Tensor], naming: str, activation: str, fact
         return tuple(state[rows[ours]].shape)
 
     def tower(name: str, width: int) -> TowerConfig:
-        pattern = re.compile(re.escape(rows[f"{name}.blocks.0.ln1.weight"]).replace(r"\.0\.", r"\.(\d+)\.", 1))
-        layers = 1 + max(int(m[1]) for m in map(pattern.fullmatch, state) if m)
+        blocks = rows[f"{name}.blocks.0.ln1.weight"].split(".0.")[0]
+        numbers = (re.match(re.escape(blocks) + r"\.(\d+)\.", n) for n in state)
+        layers = 1 + max(int(m[1]) for m in numbers if m)
         heads = facts.get(f"{name}_heads") or max(1, width // 64)
         if width % heads:
             raise ClipreelError(f"width {width} of the {name} tower cannot be cut into {heads} heads")

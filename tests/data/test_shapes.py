@@ -78,16 +78,10 @@ def test_opposites_and_groups_agree() -> None:
     assert {i.scene.kind for i in ShapesWorld().videos("test")} == {*OPPOSED, *MIRRORED}
 
 
-def test_stills_use_every_word_of_the_films_and_no_held_out_pair() -> None:
+def test_stills_use_every_word_of_the_films() -> None:
     words = {w for s in islice(stills(0, 16), 6000) for w in s.caption.split()}
-    spoken = {
-        w for split in ("train", "test") for i in ShapesWorld().videos(split) for c in i.captions for w in c.split()
-    }
-    assert spoken <= words
-    kept = {f"{c} {s}" for s in SHAPES for c in COLOURS if held_out(Thing(s, c, "small"))}
-    seen = " | ".join(s.caption for s in islice(stills(0, 16), 2000))
-    assert len(kept) == 8
-    assert not any(pair in seen for pair in kept)
+    films = [i for split in ("train", "val", "test") for i in ShapesWorld().videos(split)]
+    assert {w for i in films for c in i.captions for w in c.split()} <= words
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -107,7 +101,9 @@ def test_things_stand_where_the_caption_says() -> None:
     rising = Scene("upright", (Thing("square", "red", "small"),)).render(64, 8)[..., 0] > 128
     assert (np.diff([np.argwhere(f)[:, 0].mean() for f in rising]) < 0).all()
     growing = Scene("scale", (Thing("square", "red", "small"),)).render(64, 8)[..., 0] > 128
-    assert (np.diff(growing.sum((1, 2))) > 0).all()
+    areas = growing.sum((1, 2))
+    assert (np.diff(areas) >= 0).all()
+    assert areas[-1] > 4 * areas[0]
 
 
 def test_films_are_written_as_video_files(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""TorchScript archives are read without running anything; whatever asks for more is refused."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipreel.archive import UnsafeFile, is_torchscript, read_torchscript
+from clipreel.checkpoints import load_weights
+from clipreel.errors import ClipreelError
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3).half())
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.float().t() + self.bias
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = Inner()
+        self.blocks = nn.ModuleList([Inner(), Inner()])
+        self.blocks[1].bias = self.blocks[0].bias  # a shared storage
+        self.register_buffer("input_resolution", torch.tensor(224))
+        self.register_buffer("turned", torch.arange(12.0).view(3, 4).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.visual(x)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.script(Outer()), str(path))
+    return path
+
+
+def test_names_types_and_values(archive: Path) -> None:
+    wanted = torch.jit.load(str(archive)).state_dict()
+    found = read_torchscript(archive)
+    assert is_torchscript(archive)
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    assert found["blocks.0.bias"].data_ptr() == found["blocks.1.bias"].data_ptr()
+
+
+def rewritten(archive: Path, change: dict[str, bytes], extra: dict[str, bytes] | None = None) -> Path:
+    out = archive.with_name("changed.pt")
+    with zipfile.ZipFile(archive) as z, zipfile.ZipFile(out, "w") as w:
+        for name in z.namelist():
+            w.writestr(name, next((v for k, v in change.items() if name.endswith(k)), z.read(name)))
+        for name, data in (extra or {}).items():
+            w.writestr(name, data)
+    return out
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch bomb-went-off",)
+
+
+def test_a_pickle_bomb_is_refused_and_nothing_runs(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = rewritten(archive, {"data.pkl": pickle.dumps(Bomb(), protocol=2)})
+    with pytest.raises(UnsafeFile, match=r"asks for (posix|nt)\.system"):
+        read_torchscript(path)
+    plain = tmp_path / "plain.pt"
+    plain.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ClipreelError):
+        load_weights(plain)
+    torch.save({"x": Bomb()}, tmp_path / "zip.pt")
+    with pytest.raises(ClipreelError, match="asks for code to be run"):
+        load_weights(tmp_path / "zip.pt")
+    assert not (tmp_path / "bomb-went-off").exists()
+
+
+def test_members_that_point_outside(archive: Path) -> None:
+    with pytest.raises(UnsafeFile, match="points outside"):
+        read_torchscript(rewritten(archive, {}, {"../evil": b"x"}))
+
+
+def test_a_storage_that_is_too_short(archive: Path) -> None:
+    with pytest.raises(ClipreelError, match="bytes instead of"):
+        read_torchscript(rewritten(archive, {"/data/0": b"\0\0"}))
+
+
+def test_a_tensor_that_reaches_outside_its_storage(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as z:
+        name = next(n for n in z.namelist() if n.endswith("data.pkl"))
+        code = z.read(name)
+    # sizes are small integers in the pickle: K\x04K\x03 is the shape (4, 3)
+    assert b"K\x04K\x03" in code
+    with pytest.raises(UnsafeFile, match="outside its storage"):
+        read_torchscript(rewritten(archive, {"data.pkl": code.replace(b"K\x04K\x03", b"K\x7fK\x7f", 1)}))
+
+
+def test_a_damaged_file(archive: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(archive.read_bytes()[:500])
+    with pytest.raises(ClipreelError, match="fetch it again"):
+        read_torchscript(cut)
+    assert not is_torchscript(cut)
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, buffer)
+    ordinary = tmp_path / "ordinary.pt"
+    ordinary.write_bytes(buffer.getvalue())
+    assert not is_torchscript(ordinary)
