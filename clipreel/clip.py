@@ -173,15 +173,12 @@ class TextTower(Tower):
         self.ln_final = nn.LayerNorm(d)
         self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
         self.eos_id = c.eos_id
-        for block in self.blocks:  # the initialisation of CLIP's text tower (core.md 1.5); vision keeps torch's own
-            deep = d**-0.5 * (2 * c.text.layers) ** -0.5
-            for layer, std in (
-                (block.qkv, d**-0.5),
-                (block.out, deep),
-                (block.fc, (2 * d) ** -0.5),
-                (block.proj, deep),
-            ):
-                nn.init.normal_(layer.weight, std=std)
+        # the initialisation of CLIP's text tower (specification core 1.5); the vision tower keeps torch's own
+        deep = d**-0.5 * (2 * c.text.layers) ** -0.5
+        stds = {"qkv.weight": d**-0.5, "out.weight": deep, "fc.weight": (2 * d) ** -0.5, "proj.weight": deep}
+        for block in self.blocks:
+            for name, std in stds.items():
+                nn.init.normal_(block.get_parameter(name), std=std)
 
     def ends(self, ids_NL: Tensor) -> Tensor:
         """The slot of each text's end token (N,)."""

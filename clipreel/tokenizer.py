@@ -92,7 +92,7 @@ class Tokenizer:
                 return cls(vocab, read_merges(path.with_name("merges.txt").read_text("utf-8")), None, mode)
             spec = path.read_text("utf-8")
             model = json.loads(spec)["model"]
-            merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+            merges = [pair(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
             return cls(model["vocab"], merges, spec, mode)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ClipreelError(f"{path} is not a readable CLIP vocabulary ({e}); fetch it again") from e
@@ -145,7 +145,13 @@ def find_vocabulary(path: Path) -> Path | None:
 
 def read_merges(text: str) -> list[tuple[str, str]]:
     lines = text.split("\n")
-    return [tuple(line.split()) for line in lines[1:] if line.strip()]  # the first line is a header
+    return [pair(line.split()) for line in lines[1:] if line.strip()]  # the first line is a header
+
+
+def pair(parts: Sequence[str]) -> tuple[str, str]:
+    """One merge; ValueError where it is not of two symbols."""
+    first, second = parts
+    return first, second
 
 
 def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -10,14 +10,9 @@ from clipreel.evaluation.gallery import Card, Shown, cards, numbers, page, parag
 def test_page_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> None:
     sample = ShapesWorld().write_videos(tmp_path, "test", count=1)[0]
     odd = sample.video.rename(tmp_path / "a<b>&.mp4")
-    content = page(
-        "Title <1>",
-        "lead",
-        [
-            ("Answers", cards([Card("<script>", [Shown(odd, "0.5 & more", True)])])),
-            ("Numbers", numbers([["", "R@1"], ["x", "5"]]) + paragraph("p")),
-        ],
-    )
+    answers = cards([Card("<script>", [Shown(odd, "0.5 & more", True)])])
+    table = numbers([["", "R@1"], ["x", "5"]]) + paragraph("p")
+    content = page("Title <1>", "lead", [("Answers", answers), ("Numbers", table)])
     assert "data:image/jpeg;base64," in content
     assert "<script>" not in content
     assert "a&lt;b&gt;&amp;.mp4" in content

@@ -134,7 +134,8 @@ class Scene:
         return [*self._acting(u, x, y), other.mark(-x + self.place * abs(dy), -y + self.place * abs(dx))]
 
     def _acting(self, u: float, x: float, y: float) -> list[Mark]:
-        a, b = (*self.actors, None)[:2]
+        a = self.actors[0]
+        b = self.actors[1] if len(self.actors) > 1 else None
         run, turn = 1.3 * u - 0.65, 2 * math.pi * 0.75 * u
         if b is not None:
             if self.kind == "pass":

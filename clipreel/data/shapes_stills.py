@@ -151,7 +151,7 @@ def questions(attribute: str, count: int, seed: int, size: int, unseen: bool = F
             image = picture(related(a, b, truth, rng), rng, size)
             made.append(Question(image, tuple(f"{names[0]} {r} {names[1]}" for r in order)))
             continue
-        values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}[attribute]
+        values = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES)}[attribute]
         others = [replace(a, **{attribute: v}) for v in values if v != getattr(a, attribute)]
         image = picture([a.mark(rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))], rng, size)
         words = Random(rng.random())

@@ -300,7 +300,7 @@ def collect(
         if keys_only:
             stream.codec_context.skip_frame = "NONKEY"
         position: int | None = None
-        source = iter(())
+        source: Iterator[tuple[int, VideoFrame]] = iter(())
         spare: VideoFrame | None = None  # read beyond the last target: may be the next one
         for target in todo:
             jump = not untimed and leap(packets.keys, position, target)
@@ -385,7 +385,8 @@ def read_many(
     ahead: int = 4,
 ) -> Iterator[tuple[Path, Frames | DecodeError]]:
     """Each path with its frames or its error, in order; at most `ahead` files are decoded or waiting."""
-    todo, queue = iter(paths), []
+    todo = iter(paths)
+    queue: list[tuple[Path, Future[Frames]]] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
