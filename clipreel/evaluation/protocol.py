@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,8 +27,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stamp:
-    """Everything that decides a retrieval number besides the model's quality. "unstated" fields compare as different
-    from stated ones, never as equal to anything."""
+    """Everything that decides a retrieval number besides the model's quality; "unstated" differs from every value."""
 
     split: str = "unstated"
     split_hash: str = "unstated"
@@ -51,6 +50,15 @@ class Stamp:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stamp:
+        """The stamp of `to_dict` again, also after a trip through JSON. Raises ClipreelError for other fields."""
+        known = {f.name for f in fields(cls)}
+        if set(data) != known:
+            odd = ", ".join(sorted(set(data) ^ known))
+            raise ClipreelError(f"the stamp has missing or unknown fields: {odd}; evaluate again with this version")
+        return cls(**{**data, "seeds": tuple(data["seeds"])})
 
     def differences(self, other: Stamp) -> dict[str, tuple[Any, Any]]:
         """The fields of the protocol in which two results differ, with both values."""

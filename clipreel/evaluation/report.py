@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result
 
 SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -16,10 +17,15 @@ def table(rows: Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]
     for name, row in rows.items():
         both = (row.t2v, row.v2t) if isinstance(row, Result) else row
         lines.append([name, *(f"{d[m]:.1f}" for d in both for m in SHOWN)])
-        if isinstance(row, Result) and any(d["tied"] for d in both):
+        if not isinstance(row, Result):
+            continue
+        if any(d["tied"] for d in both):
             worst = [d.get("pessimistic", d) for d in both]
             label = f"  all ties lost ({both[0]['tied']}, {both[1]['tied']})"
             lines.append([label, *(f"{d[m]:.1f}" for d in worst for m in SHOWN)])
+        if row.merged is not None:
+            equal = (row.merged["t2v"], row.merged["v2t"])
+            lines.append(["  equal captions as one", *(f"{d[m]:.1f}" for d in equal for m in SHOWN)])
     return aligned(lines)
 
 
@@ -47,6 +53,25 @@ def protocol(result: Result) -> str:
         f"ties: {s.tie_rule}",
         f"base {s.base}, adapter {s.adapter}",
     ]
-    if result.non_finite:
-        parts.append(f"{result.non_finite} rows were not finite and count as missed")
+    lost = [(len(result.failed_texts), "texts"), (len(result.failed_videos), "videos")]
+    parts += [f"{n} {kind} have no vector and count as missed" for n, kind in lost if n]
+    if result.non_finite and not any(n for n, _ in lost):
+        parts.append(f"{result.non_finite} scores are not finite and count as missed")
+    if s.seeds:
+        parts.append(f"seeds {', '.join(map(str, s.seeds))}")
+    parts.append(" ".join(f"{k} {v}" for k, v in s.versions.items()))
     return "protocol: " + "; ".join(parts)
+
+
+def compare(rows: Mapping[str, Result]) -> str:
+    """Results made in the same way as one table, with the protocol of each. Raises ClipreelError that names the
+    fields in which any two differ: such rows are never ranked."""
+    if not rows:
+        raise ClipreelError("nothing to compare; give at least one result")
+    first, *others = rows.values()
+    for other in others:
+        first.stamp.require_equal(other.stamp)
+        sizes = [tuple(d[k] for d in (r.t2v, r.v2t) for k in ("queries", "gallery")) for r in (first, other)]
+        if sizes[0] != sizes[1]:
+            raise ClipreelError(f"these results cannot be compared, they have queries and galleries of {sizes}")
+    return "\n".join([table(rows), *(f"{name}: {protocol(result)}" for name, result in rows.items())])

@@ -1,14 +1,15 @@
 """Stamps keep unequal results apart; tables carry them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from clipreel.errors import ClipreelError
-from clipreel.evaluation.metrics import evaluate, evaluate_similarity
+from clipreel.evaluation.metrics import Result, evaluate, evaluate_similarity
 from clipreel.evaluation.protocol import Stamp, split_hash
-from clipreel.evaluation.report import protocol, table
+from clipreel.evaluation.report import compare, protocol, table
 
 
 def test_unequal_stamps_are_refused_and_the_difference_is_named() -> None:
@@ -22,7 +23,49 @@ def test_post_processing_is_stamped_by_the_evaluator() -> None:
     plain, dual = evaluate(torch.eye(4), torch.eye(4)), evaluate(torch.eye(4), torch.eye(4), dual_softmax="product")
     assert set(plain.stamp.differences(dual.stamp)) == {"post_processing", "transductive"}
     banked = evaluate(torch.eye(4), torch.eye(4), text_bank=torch.eye(4), beta=10.0)
-    assert banked.stamp.post_processing == "query bank (4 texts, beta 10)"
+    assert banked.stamp.post_processing.startswith("query bank (t2v by 4 texts ")
+    assert banked.stamp.post_processing.endswith(", beta 10, dynamic)")
+    other = evaluate(torch.eye(4), torch.eye(4), text_bank=1 - torch.eye(4), beta=10.0)
+    assert set(banked.stamp.differences(other.stamp)) == {"post_processing"}
+    mirrored = evaluate(torch.eye(4), torch.eye(4), video_bank=torch.eye(4), dynamic=False)
+    assert mirrored.stamp.post_processing.startswith("query bank (v2t by 4 videos ")
+    assert not mirrored.stamp.transductive
+
+
+def test_result_survives_json_and_refuses_other_files() -> None:
+    videos = torch.eye(4)
+    videos[2] = torch.nan
+    result = evaluate(torch.eye(4), videos, stamp=Stamp(split="s", seeds=(1, 2)), merge_identical_texts=list("abca"))
+    again = Result.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again == replace(result, ranks=None)
+    assert again.failed_videos == (2,)
+    with pytest.raises(ClipreelError, match="schema None"):
+        Result.from_dict({"t2v": {}})
+    with pytest.raises(ClipreelError, match="unknown fields: colour"):
+        Stamp.from_dict({**Stamp().to_dict(), "colour": 1})
+
+
+def test_only_equal_stamps_share_a_table() -> None:
+    a = evaluate(torch.eye(4), torch.eye(4), stamp=Stamp(split="1k-A", base="one"))
+    b = evaluate(torch.eye(4), torch.eye(4).flip(0), stamp=Stamp(split="1k-A", base="two"))
+    text = compare({"a": a, "b": b})
+    assert text.splitlines()[1].split()[:2] == ["a", "100.0"]
+    assert text.count("protocol: 4 queries over 4 videos; split 1k-A") == 2
+    with pytest.raises(ClipreelError, match="post_processing: 'none' and 'dual softmax"):
+        compare({"a": a, "c": evaluate(torch.eye(4), torch.eye(4), stamp=a.stamp, dual_softmax="softmax")})
+    with pytest.raises(ClipreelError, match="galleries"):
+        compare({"a": a, "c": evaluate(torch.eye(5), torch.eye(5), stamp=a.stamp)})
+    with pytest.raises(ClipreelError, match="nothing to compare"):
+        compare({})
+
+
+def test_protocol_names_what_failed() -> None:
+    videos = torch.eye(4)
+    videos[2] = torch.nan
+    assert "1 videos have no vector" in protocol(evaluate(torch.eye(4), videos))
+    one_score = torch.eye(4)
+    one_score[0, 0] = torch.nan
+    assert "1 scores are not finite" in protocol(evaluate_similarity(one_score))
 
 
 def test_split_hash_follows_order() -> None:

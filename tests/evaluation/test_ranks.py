@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clipreel.evaluation import similarity
 from clipreel.evaluation.metrics import evaluate, evaluate_similarity, measures
-from clipreel.evaluation.ranks import order_blind, rank_texts, rank_videos
-from clipreel.evaluation.similarity import Cosine, Dense, DualSoftmax, QueryBank, Transposed
+from clipreel.evaluation.ranks import merged, order_blind, rank, rank_texts, rank_videos
+from clipreel.evaluation.similarity import Cosine, Dense, DualSoftmax, QueryBank, Transposed, pieces
 
 INF = torch.inf
 
@@ -82,7 +83,12 @@ def test_unread_video_counts_as_missed() -> None:
     result = evaluate(texts, videos)
     assert result.t2v["R@10"] == pytest.approx(95.0)
     assert result.t2v["queries"] == 20
-    assert result.non_finite == 1
+    assert result.non_finite == 20
+    assert result.failed_videos == (3,)
+    # the video itself, asked for its caption, is at chance
+    assert result.v2t["R@1"] == pytest.approx(95.0 + 5 / 20)
+    texts[5, 2] = torch.inf
+    assert evaluate(texts, videos).failed_texts == (5,)
 
 
 def random_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,6 +113,88 @@ def test_blocks_of_any_size_count_the_same(size: tuple[int, int], protocol: str)
         assert torch.equal(ours.tied, plain.tied)
         assert torch.equal(ours.best, plain.best)
     assert (rank_texts(whole, truth).tied > 0).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_both_directions_at_once_are_each_alone_in_any_order_of_items(data: st.DataObject) -> None:
+    seed, rows, columns = (data.draw(st.integers(*r)) for r in ((0, 99), (1, 80), (1, 30)))
+    protocol = data.draw(st.sampled_from(["caption", "video"]))
+    texts, videos, truth = random_case(seed)
+    g = torch.Generator().manual_seed(seed)
+    t, v = torch.randperm(63, generator=g), torch.randperm(23, generator=g)
+    videos[seed % 23] = torch.nan
+    together = rank(Cosine(texts[t], videos[v]), v.argsort()[truth[t]], True, protocol, rows, columns)
+    scores = Dense(texts @ videos.T)
+    for ours, alone, order in zip(
+        together, (rank_texts(scores, truth), rank_videos(scores, truth, protocol)), (t, v), strict=True
+    ):
+        assert torch.equal(ours.above, alone.above[order])
+        assert torch.equal(ours.tied, alone.tied[order])
+        assert torch.equal(ours.best, alone.best[order])
+        assert ours.gallery == alone.gallery
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 200), st.integers(1, 60))
+def test_pieces_cover_and_are_even(length: int, step: int) -> None:
+    found = pieces(length, step)
+    assert [i for p in found for i in range(p.start, p.stop)] == list(range(length))
+    sizes = {p.stop - p.start for p in found}
+    assert not sizes or (max(sizes) <= step and max(sizes) - min(sizes) <= 1)
+
+
+def test_equal_captions_tie_across_blocks() -> None:
+    # one row more than a block holds: a remainder of one row would go through another kernel
+    g = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(2049, 64, generator=g), dim=1)
+    texts[-1] = texts[0]
+    ranks = rank_videos(Cosine(texts, texts), torch.arange(2049))
+    assert ranks.tied[[0, -1]].tolist() == [1, 1]
+    assert ranks.tied.sum() == 2
+
+
+@pytest.mark.parametrize("processing", [{}, {"dual_softmax": "softmax"}, {"dual_softmax": "product"}, "banks"])
+def test_small_blocks_and_no_memory_change_no_rank(
+    processing: dict[str, str] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, videos, truth = random_case(5)
+    options = {"text_bank": texts[:9], "video_bank": videos[:5]} if processing == "banks" else processing
+    whole = evaluate(texts, videos, truth, **options)
+    monkeypatch.setattr(similarity, "KEPT", 0)
+    monkeypatch.setattr(similarity.blocks, "__defaults__", (10, 7))
+    again = evaluate(texts, videos, truth, **options)
+    assert again.to_dict() == whole.to_dict()
+
+
+def test_equal_strings_as_one_positive() -> None:
+    truth = torch.tensor([0, 1, 1, 2])
+    pairs = merged(truth, ["a dog", "a cat", "a dog", "a bird"])
+    assert list(zip(pairs.texts.tolist(), pairs.videos.tolist(), strict=True)) == [
+        (0, 0), (0, 1), (1, 1), (2, 0), (2, 1), (3, 2)
+    ]  # fmt: skip
+    scores = torch.tensor([[0.1, 0.9, 0.2], [0.5, 0.4, 0.3], [0.1, 0.9, 0.2], [0.0, 0.8, 0.8]])
+    result = evaluate_similarity(scores, truth, merge_identical_texts=["a dog", "a cat", "a dog", "a bird"])
+    assert result.merged is not None
+    # by hand: text 0 is missed alone and found when both dogs are right; text 1 second; text 3 ties for first
+    assert result.t2v["R@1"] == pytest.approx(100 * (0 + 0 + 1 + 0.5) / 4)
+    assert result.merged["t2v"]["R@1"] == pytest.approx(100 * (1 + 0 + 1 + 0.5) / 4)
+    # video 1: its best caption ties with text 0 alone, and text 0 is its own when merged
+    assert result.v2t["R@1"] == pytest.approx(100 * (0 + 0.5 + 1) / 3)
+    assert result.merged["v2t"]["R@1"] == pytest.approx(100 * (0 + 1 + 1) / 3)
+    with pytest.raises(ValueError, match="4 texts have a video, but 1 strings"):
+        merged(truth, ["a"])
+
+
+def test_released_dual_softmax_ranks_both_directions_by_one_matrix() -> None:
+    s = torch.tensor([[-0.30, -0.10], [0.2, -0.4]])
+    # the documented trap: -0.30 shrinks to nothing and beats -0.10
+    assert evaluate_similarity(s, torch.tensor([1, 0]), dual_softmax="product").t2v["R@1"] == 50.0
+    assert evaluate_similarity(s, torch.tensor([1, 0]), dual_softmax="softmax").t2v["R@1"] == 100.0
+    positive = torch.rand(9, 9, generator=torch.Generator().manual_seed(0)).double() + 0.1
+    plain, released = evaluate_similarity(positive), evaluate_similarity(positive, dual_softmax="released", factor=5)
+    assert released.v2t == plain.v2t
+    assert released.v2t != evaluate_similarity(positive, dual_softmax="product", factor=5).v2t
 
 
 def test_video_protocol_is_the_best_caption_of_each_video() -> None:
@@ -145,6 +233,8 @@ def test_query_bank_dynamic_and_static() -> None:
     torch.testing.assert_close(dynamic.block(slice(0, 63), slice(0, 23))[~chosen], s[~chosen])
     huge = QueryBank(Dense(s * 1e4), Dense(bank * 1e4), dynamic=False).block(slice(0, 63), slice(0, 23))
     assert huge.isfinite().all()
+    bank[:, 3] = torch.nan
+    assert (QueryBank(Dense(s), Dense(bank), dynamic=False).block(slice(0, 63), slice(0, 23))[:, 3] == -INF).all()
 
 
 def test_order_blind_bound_of_pairs_and_singles() -> None:
@@ -163,5 +253,13 @@ def test_wrong_use_says_what_is_wrong() -> None:
         evaluate(torch.eye(3), torch.eye(3), torch.tensor([0, 7, 1]))
     with pytest.raises(ValueError, match="allowed are caption"):
         evaluate(torch.eye(3), torch.eye(3), v2t="clip")
+    with pytest.raises(ValueError, match="allowed are softmax, product, released"):
+        evaluate(torch.eye(3), torch.eye(3), dual_softmax="both")
+    with pytest.raises(ValueError, match=r"\+inf"):
+        evaluate_similarity(torch.full((3, 3), torch.inf))
+    with pytest.raises(ValueError, match="the bank is empty"):
+        evaluate(torch.eye(3), torch.eye(3), text_bank=torch.empty(0, 3))
+    with pytest.raises(ValueError, match="scores for 2 videos, the matrix for 3"):
+        evaluate_similarity(torch.eye(3), bank=torch.eye(2))
     with pytest.raises(ValueError, match="choose one"):
         evaluate(torch.eye(3), torch.eye(3), dual_softmax="product", text_bank=torch.eye(3))
