@@ -152,7 +152,7 @@ def test_evaluate_counts_a_broken_video_as_missed(
     (tmp_path / "annotations.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     assert main(["evaluate", str(tmp_path), "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
-    assert (result["t2v"]["queries"], result["t2v"]["gallery"], result["non_finite"]) == (4, 4, 1)
+    assert (result["t2v"]["queries"], result["t2v"]["gallery"], result["non_finite"]) == (4, 4, 4)  # its column of scores
     assert result["skipped"] == [[str(tmp_path / "gone.mp4"), "missing"]]
 
 
