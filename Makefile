@@ -19,7 +19,7 @@ demo: install
 	$(RUN)/clipreel demo
 
 test: install lint
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q -n 2 tests $(PYTEST)
 
 lint: install
 	$(RUN)/ruff check .
