@@ -1,48 +1,41 @@
-"""A page of hits and misses with film strips: one HTML file, no network, light and dark."""
+"""A page that shows what a model found: numbers, bars and film strips in one HTML file without network or scripts.
+
+It follows the reader's light or dark setting. A film strip links to its video, at the moment that it shows.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from clipreel.video.decode import read_frames
+from clipreel.evaluation.report import Rows, lines
+from clipreel.video.decode import DecodeError, read_frames
 from clipreel.video.sampling import Sampling
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #6a7280; --paper: #fbfbfa; --card: #fff; --line: #e4e6ea;
-  --accent: #2f6fde; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaee; --soft: #98a0ad; --paper: #14161a; --card: #1c1f25;
-  --line: #2c313a; --accent: #7aa7ff; } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.7rem; margin: 0 0 .25rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
-p { margin: .25rem 0 1rem; max-width: 46rem } .soft { color: var(--soft); font-size: .9rem }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line) }
-th { font-weight: 600; color: var(--soft); font-size: .85rem } th:first-child, td:first-child { text-align: left }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem }
-.card h3 { font-size: 1rem; margin: 0 0 .6rem } .card img { width: 100%; display: block; border-radius: 6px }
-.row { margin-top: .6rem } .row small { color: var(--soft) } .right { color: var(--accent); font-weight: 600 }
-.wide { overflow-x: auto }
-"""
+STYLE = Path(__file__).with_name("gallery.css")
+FRAMES = 6
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One answer: a video, what to say about it, and whether it was the right one."""
+    """An answer: a video or a part of it (seconds), its rank from 1, its score, and whether it was the right one."""
 
     path: Path
     note: str
+    rank: int
+    score: float
     right: bool = False
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,48 +46,101 @@ class Card:
     answers: Sequence[Shown]
 
 
-def strip(path: Path, frames: int = 6, height: int = 84) -> str:
-    """A film strip as a data URI."""
-    pixels = read_frames(path, Sampling("uniform", frames)).pixels.numpy()
-    pictures = [Image.fromarray(p) for p in pixels]
-    pictures = [p.resize((max(1, round(height * p.width / p.height)), height)) for p in pictures]
-    joined = Image.fromarray(np.concatenate([np.asarray(p) for p in pictures], 1))
-    out = io.BytesIO()
-    joined.save(out, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its heading, a sentence on what is seen, and HTML made by the functions below."""
+
+    heading: str
+    lead: str
+    content: str
 
 
-def card(c: Card) -> str:
-    rows = []
-    for n, a in enumerate(c.answers, 1):
-        mark = '<span class="right">right</span> ' if a.right else ""
-        rows.append(
-            f'<div class="row"><img src="{strip(a.path)}" alt="frames of {html.escape(a.path.name)}">'
-            f"<small>{n}. {mark}{html.escape(a.note)}</small></div>"
-        )
-    return f'<section class="card"><h3>{html.escape(c.query)}</h3>{"".join(rows)}</section>'
-
-
-def numbers(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    cells = "".join(f"<th>{html.escape(c)}</th>" for c in head)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The whole page; sections are (heading, HTML)."""
-    body = "".join(f"<h2>{html.escape(h)}</h2>{content}" for h, content in sections)
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole file as text."""
+    body = "".join(f"<h2>{html.escape(s.heading)}</h2><p>{html.escape(s.lead)}</p>{s.content}" for s in sections)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}</html>"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE.read_text('utf-8')}</style></head>"
+        f"<body><main><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}</main></body></html>\n"
     )
 
 
-def paragraph(text: str) -> str:
-    return f'<p class="soft">{html.escape(text)}</p>'
+def numbers(rows: Rows) -> str:
+    """The table of `report.table`."""
+    head, *body = lines(rows)
+    half = len(head) // 2
+    measures = "".join(f"<th>{html.escape(c.split()[-1])}</th>" for c in head[1:])
+    found = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}</tr>"
+        for name, *cells in body
+    )
+    return (
+        f'<div class="wide"><table><thead><tr><th></th><th colspan="{half}">text to video</th>'
+        f'<th colspan="{half}">video to text</th></tr><tr><th></th>{measures}</tr></thead>'
+        f"<tbody>{found}</tbody></table></div>"
+    )
 
 
-def cards(items: Sequence[Card]) -> str:
-    return f'<div class="cards">{"".join(card(c) for c in items)}</div>'
+def meter(what: str, value: float, bound: float, bound_says: str) -> str:
+    """A bar of a percentage with a mark at its bound."""
+    value_in, bound_in = (min(max(v, 0.0), 100.0) for v in (value, bound))
+    return (
+        f'<div class="meter"><b>{value:.1f}</b> <span>% {html.escape(what)}</span>'
+        f'<div class="bar"><i style="width:{value_in:.1f}%"></i><u style="left:{bound_in:.1f}%"></u></div>'
+        f"<span>mark: {bound:.1f} %, {html.escape(bound_says)}</span></div>"
+    )
+
+
+def meters(items: Sequence[str]) -> str:
+    return f'<div class="meters">{"".join(items)}</div>'
+
+
+def small(text: str) -> str:
+    return f'<p class="small">{html.escape(text)}</p>'
+
+
+def cards(items: Sequence[Card], base: Path) -> str:
+    """Cards side by side; links to videos are relative to the folder `base`, where the page will lie."""
+    return f'<div class="cards">{"".join(_card(c, base) for c in items)}</div>'
+
+
+def strip(shown: Shown, frames: int = FRAMES, height: int = 120) -> str:
+    """Evenly spread frames side by side as a data URI (JPEG). Raises DecodeError."""
+    found = read_frames(shown.path, Sampling("uniform", frames), start_s=shown.start_s, end_s=shown.end_s)
+    pixels = found.pixels.numpy()
+    pixels = pixels[np.arange(frames) * len(pixels) // frames]  # a short video repeats frames, the layout stays
+    width = max(1, round(height * pixels.shape[2] / pixels.shape[1]))
+    resized = [np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC)) for p in pixels]
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(resized, 1)).save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _card(card: Card, base: Path) -> str:
+    answers = "".join(_answer(a, base) for a in card.answers)
+    return f'<section class="card"><h3>{html.escape(card.query)}</h3><ol>{answers}</ol></section>'
+
+
+def _answer(a: Shown, base: Path) -> str:
+    note = html.escape(printable(a.note))
+    try:
+        image = f'<img src="{strip(a)}" alt="frames of {html.escape(printable(a.path.name))}">'
+        link = f'<a class="strip" style="--frames:{FRAMES}" href="{html.escape(_link(a, base))}">{image}</a>'
+    except DecodeError as e:
+        link = f"<span>{html.escape(e.reason)}</span>"
+    mark, class_ = ("<em>right</em> ", ' class="right"') if a.right else ("", "")
+    return (
+        f'<li>{link}<div class="told"><span{class_}>{a.rank}. {mark}{note}</span>'
+        f'<data value="{a.score:.4f}">{a.score:.3f}</data></div></li>'
+    )
+
+
+def _link(a: Shown, base: Path) -> str:
+    relative = os.fsencode(os.path.relpath(a.path, base))
+    return quote(relative) + (f"#t={a.start_s:g}" if a.start_s else "")
+
+
+def printable(name: str) -> str:
+    """A file name that UTF-8 can hold: undecodable bytes become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -8,34 +8,41 @@ from typing import Any
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result
 
+# a result, or the two directions of a bound
+Rows = Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]]]
 SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
-def table(rows: Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+def table(rows: Rows) -> str:
     """One line per row, text to video and then video to text; a line of pessimistic values where ties exist."""
-    lines = [["", *(f"t2v {m}" for m in SHOWN), *(f"v2t {m}" for m in SHOWN)]]
+    return aligned(lines(rows))
+
+
+def lines(rows: Rows) -> list[list[str]]:
+    """The cells of `table`, heading first."""
+    found = [["", *(f"t2v {m}" for m in SHOWN), *(f"v2t {m}" for m in SHOWN)]]
     for name, row in rows.items():
         both = (row.t2v, row.v2t) if isinstance(row, Result) else row
-        lines.append([name, *(f"{d[m]:.1f}" for d in both for m in SHOWN)])
+        found.append([name, *(f"{d[m]:.1f}" for d in both for m in SHOWN)])
         if not isinstance(row, Result):
             continue
         if any(d["tied"] for d in both):
             worst = [d.get("pessimistic", d) for d in both]
             label = f"  all ties lost ({both[0]['tied']}, {both[1]['tied']})"
-            lines.append([label, *(f"{d[m]:.1f}" for d in worst for m in SHOWN)])
+            found.append([label, *(f"{d[m]:.1f}" for d in worst for m in SHOWN)])
         if row.merged is not None:
             equal = (row.merged["t2v"], row.merged["v2t"])
-            lines.append(["  equal captions as one", *(f"{d[m]:.1f}" for d in equal for m in SHOWN)])
-    return aligned(lines)
+            found.append(["  equal captions as one", *(f"{d[m]:.1f}" for d in equal for m in SHOWN)])
+    return found
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
-        for line in lines
+        for line in cells
     )
 
 

@@ -100,6 +100,18 @@ def evaluate_samples(
 ) -> tuple[Result, list[tuple[str, str]]]:
     """Every caption is a query over all videos; stamped. Returns the result and the videos that were not read."""
     videos, failed = encode_videos(model, samples, frames, progress)
+    return evaluate_vectors(model, samples, videos, split, frames, dual_softmax), failed
+
+
+def evaluate_vectors(
+    model: Retriever,
+    samples: Sequence[Sample],
+    videos: torch.Tensor,
+    split: str,
+    frames: int = 8,
+    dual_softmax: str | None = None,
+) -> Result:
+    """The same from vectors (V, E) of `encode_videos`, one per sample."""
     captions = [c for s in samples for c in s.captions]
     truth = torch.tensor([i for i, s in enumerate(samples) for _ in s.captions])
     texts = model.encode_text(captions).cpu()
@@ -112,4 +124,4 @@ def evaluate_samples(
         tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
         base=model.fingerprint[:12],
     )
-    return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax), failed
+    return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax)
