@@ -1,12 +1,16 @@
 """Reads the weights of a TorchScript archive without executing anything from the file.
 
 Specification core.md 1.9: OpenAI's CLIP files are such archives, and torch.load(weights_only=True) refuses them. The
-pickle inside is read by an unpickler that knows a dozen names; every other name is an error.
+pickle inside is read by an unpickler that knows a dozen names; every other name is an error. Memory stays in proportion
+to the file: nothing is unpacked, no tensor is larger than its storage, and no name is followed without end.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
@@ -18,7 +22,8 @@ from torch import Tensor
 
 from clipreel.errors import ClipreelError
 
-MOST_BYTES = 64 << 30
+MOST_PARTS = 1_000_000  # modules and attributes; a ViT-L/14 has about 10,000
+LONGEST_NAME = 1000
 DTYPES = {
     "Half": torch.float16,
     "Float": torch.float32,
@@ -39,10 +44,11 @@ class UnsafeFile(ClipreelError):
 class Module:
     """Stands for any class of the archive; holds its attributes and does nothing."""
 
-    def __init__(self, *args: object) -> None:
-        self.state: dict[str, Any] = {}
+    state: Any = None
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
@@ -64,9 +70,14 @@ def is_torchscript(path: Path) -> bool:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path) -> None:
-        super().__init__(archive.open(f"{root}/data.pkl"))
+        code = archive.read(f"{root}/data.pkl")
+        # a memo index costs memory by its value: eleven bytes could ask for 32 GiB
+        indices = (arg for op, arg, _ in pickletools.genops(code) if op.name in ("PUT", "BINPUT", "LONG_BINPUT"))
+        if any(isinstance(index, int) and index > len(code) for index in indices):
+            raise UnsafeFile(f"{path} asks for far more memory than it needs; it was not read")
+        super().__init__(io.BytesIO(code))
         self.archive, self.root, self.path = archive, root, path
-        self.storages: dict[str, Tensor] = {}
+        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -83,24 +94,24 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, marker, key, _, count = pid
-        if key not in self.storages:
-            dtype = marker.dtype
-            folder = next(
-                (f for f in ("data", "tensors") if f"{self.root}/{f}/{key}" in self.archive.NameToInfo), "data"
-            )
-            raw = self.archive.read(f"{self.root}/{folder}/{key}")
+        dtype = marker.dtype
+        if (key, dtype) not in self.storages:
+            member = f"{self.root}/tensors/{key}"
+            raw = self.archive.read(member if member in self.archive.NameToInfo else f"{self.root}/data/{key}")
             wanted = count * torch.empty(0, dtype=dtype).element_size()
             if len(raw) != wanted:
                 raise ClipreelError(
                     f"{self.path}: storage {key} has {len(raw)} bytes instead of {wanted}; fetch it again"
                 )
-            self.storages[key] = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return self.storages[key]
+            self.storages[key, dtype] = (
+                torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+            )
+        return self.storages[key, dtype]
 
     def rebuild(self, storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: object) -> Tensor:
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        inside = 0 not in size and min((offset, *size, *stride)) >= 0 and last < storage.numel()
-        if not (inside or 0 in size):
+        inside = min((offset, *size, *stride)) >= 0 and (0 in size or last < storage.numel())
+        if not inside or math.prod(size) > storage.numel():
             raise UnsafeFile(f"{self.path}: a tensor of size {tuple(size)} reaches outside its storage")
         return storage.as_strided(size, stride, offset)
 
@@ -109,34 +120,46 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive under their state-dict names. Raises ClipreelError, runs nothing."""
     try:
         with zipfile.ZipFile(path) as z:
-            for info in z.infolist():
-                parts = PurePosixPath(info.filename).parts
-                if ".." in parts or info.filename.startswith("/"):
-                    raise UnsafeFile(
-                        f"{path} has a member named {info.filename!r} that points outside; it was not read"
-                    )
-            if sum(i.file_size for i in z.infolist()) > MOST_BYTES:
-                raise UnsafeFile(f"{path} would unpack to more than {MOST_BYTES >> 30} GiB; it was not read")
-            root = z.namelist()[0].split("/")[0]
-            order = f"{root}/byteorder"
-            if order in z.NameToInfo and z.read(order).strip() != sys.byteorder.encode():
-                raise ClipreelError(f"{path} was written with another byte order; convert it to safetensors")
-            tree = _Unpickler(z, root, path).load()
+            root = check_members(z, path)
+            found = named_tensors(_Unpickler(z, root, path).load(), path)
     except ClipreelError:
         raise
-    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError, EOFError, TypeError, OSError) as e:
+    except Exception as e:  # a damaged zip or pickle can raise nearly anything
         raise ClipreelError(f"{path} is damaged or no weights file ({type(e).__name__}: {e}); fetch it again") from e
-    found: dict[str, Tensor] = {}
-    _collect(tree, "", found, set())
     if not found:
         raise ClipreelError(f"{path} contains no tensors")
     return found
 
 
-def _collect(node: Any, prefix: str, found: dict[str, Tensor], open_nodes: set[int]) -> None:
-    if isinstance(node, Tensor):
-        found[prefix.rstrip(".")] = node
-    elif isinstance(node, (Module, dict)) and id(node) not in open_nodes:
-        items = node.state if isinstance(node, Module) else node
-        for name, value in items.items() if isinstance(items, dict) else ():
-            _collect(value, f"{prefix}{name}.", found, open_nodes | {id(node)})
+def check_members(z: zipfile.ZipFile, path: Path) -> str:
+    """The root folder of an archive whose members stay inside it, are not packed, and fit this machine."""
+    for info in z.infolist():
+        if ".." in PurePosixPath(info.filename.replace("\\", "/")).parts or info.filename.startswith("/"):
+            raise UnsafeFile(f"{path} has a member named {info.filename!r} that points outside; it was not read")
+    root = z.namelist()[0].split("/")[0]
+    # torch stores weights unpacked, so their members together cannot be larger than the file
+    folders = tuple(f"{root}/{name}" for name in ("data.pkl", "byteorder", "data/", "tensors/"))
+    if sum(i.file_size for i in z.infolist() if i.filename.startswith(folders)) > path.stat().st_size:
+        raise UnsafeFile(f"{path} would unpack to more than its own size, as no weights do; it was not read")
+    order = f"{root}/byteorder"
+    if order in z.NameToInfo and z.read(order).strip() != sys.byteorder.encode():
+        raise ClipreelError(f"{path} was written with another byte order; convert it to safetensors")
+    return root
+
+
+def named_tensors(tree: Any, path: Path) -> dict[str, Tensor]:
+    """Every tensor of a module tree under its dotted name."""
+    found: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    for _ in range(MOST_PARTS):
+        if not waiting:
+            return found
+        name, node = waiting.pop()
+        if len(name) > LONGEST_NAME:
+            break
+        node = node.state if isinstance(node, Module) else node
+        if isinstance(node, Tensor):
+            found[name] = node
+        elif isinstance(node, dict):
+            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in node.items()]
+    raise UnsafeFile(f"{path} has more than {MOST_PARTS:,} parts, or endless names, as no weights do; it was not read")

@@ -23,11 +23,19 @@ from clipreel.archive import is_torchscript, read_torchscript
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.hub import HUB_ID, snapshot
+from clipreel.sidecar import side_facts, side_preprocess, side_sampling
 from clipreel.tokenizer import find_vocabulary
 
 PREFIXES = ("module.", "clip.", "clipmodel.", "model.", "_orig_mod.")
+ACTIVATIONS = ("quick_gelu", "gelu")
 ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
-IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids", *ARCHIVE_SCALARS)
+# constants that some versions stored: counted positions, the causal mask, the scalars of OpenAI's archives
+CONSTANT = re.compile(rf"(.*\.)?(position_ids|attn_mask)|{'|'.join(ARCHIVE_SCALARS)}")
+# names of CLIP itself: what is left over of them is an error, other names are heads and adapters
+OWN = re.compile(
+    r"(visual|transformer|text|vision_model|text_model)\.(?!conv2\.)|"
+    r"(token_embedding|positional_embedding|ln_final|text_projection|visual_projection|logit_scale)\b"
+)
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -42,7 +50,10 @@ REFUSED = (
     (r"logit_bias$", "a SigLIP model"),
     (r"visual\.attn_pool\.", "a CoCa model"),
     (r"\.ls_[12]\.gamma$", "an OpenCLIP model with LayerScale"),
+    (r"^(text\.)?text_projection\.bias$", "an OpenCLIP model with a bias in its text projection"),
+    (r"^text\.transformer\.(?!resblocks\.)", "an OpenCLIP model with a text tower of transformers"),
 )
+SIGNS = {"video": r"visual|vision_model|patch_embedding", "text": r"^text|^transformer\.|token_embedding|ln_final"}
 BLOCK = {  # ours -> OpenAI, transformers
     "ln1": ("ln_1", "layer_norm1"),
     "out": ("attn.out_proj", "self_attn.out_proj"),
@@ -113,15 +124,18 @@ def detect(names: Mapping[str, Tensor]) -> str:
         found = next((n for n in names if re.search(pattern, n)), None)
         if found is not None:
             raise ClipreelError(f"this is {what} ({found}), which is not supported; use a ViT CLIP")
-    if any(n.endswith("embeddings.patch_embedding.weight") for n in names):
+    towers = [tower for tower, sign in SIGNS.items() if any(re.search(sign, n) for n in names)]
+    if len(towers) == 1:
+        raise ClipreelError(
+            f"this is only a {towers[0]} tower ({min(names)}); both towers are needed, so save or fetch the whole model"
+        )
+    if any(n.startswith(("vision_model.", "text_model.")) for n in names):
         return "hf"
-    if "visual.conv1.weight" in names and "transformer.resblocks.0.ln_1.weight" in names:
-        return "openai"
-    if "visual.conv1.weight" in names and "text.transformer.resblocks.0.ln_1.weight" in names:
-        return "openclip-custom"
+    if any(n.startswith("visual.") for n in names):
+        return "openclip-custom" if any(n.startswith("text.") for n in names) else "openai"
     raise ClipreelError(
-        "these tensors are no CLIP that is known here: neither visual.conv1.weight with transformer.resblocks nor "
-        f"vision_model and text_model were found; the first names are {', '.join(sorted(names)[:4])}"
+        "these tensors are no CLIP that is known here: neither visual.* with transformer.* nor vision_model.* with "
+        f"text_model.* were found; the first names are {', '.join(sorted(names)[:4])}"
     )
 
 
@@ -132,7 +146,7 @@ def unwrap(data: Any) -> dict[str, Tensor]:
         inner = [k for k in keys if isinstance(data.get(k), Mapping)]
         if len(inner) == 1:
             data = data[inner[0]]
-    state = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
+    state = {str(k): v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
     if not state:
         raise ClipreelError("the file holds no tensors by name")
     while True:
@@ -140,7 +154,10 @@ def unwrap(data: Any) -> dict[str, Tensor]:
         prefix = max(counts, key=lambda p: counts[p])
         if counts[prefix] * 2 <= len(state):
             return state
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        bare = {k.removeprefix(prefix): v for k, v in state.items()}
+        if len(bare) < len(state):
+            raise ClipreelError(f"some tensors occur twice, with and without the prefix {prefix!r}; keep one of each")
+        state = bare
 
 
 # ------------------------------------------------------------------ translation
@@ -153,13 +170,9 @@ def translate(
 
     Raises ClipreelError that names every missing, unexpected or mis-shaped tensor (the first five of each).
     """
-    state, facts = dict(state), dict(facts or {})
     archive = all(n in state for n in ARCHIVE_SCALARS)
-    naming = detect(state)
-    for name in IGNORED:
-        state.pop(name, None)
-    if state.get("logit_scale") is not None:
-        state["logit_scale"] = state["logit_scale"].reshape(())
+    naming, facts = detect(state), dict(facts or {})
+    state = {n: t for n, t in state.items() if not CONSTANT.fullmatch(n)}
     warnings: list[str] = []
     activation = activation or facts.get("activation") or ("quick_gelu" if archive else None)
     if activation is None:
@@ -168,26 +181,10 @@ def translate(
             "nothing says which activation these weights were trained with; quick_gelu (all OpenAI weights) is "
             "assumed. Many OpenCLIP weights need activation='gelu'; the wrong one only costs accuracy, silently"
         )
+    elif activation not in ACTIVATIONS:
+        raise ClipreelError(f"activation {activation!r}: allowed are {' and '.join(ACTIVATIONS)}")
     config = architecture(state, naming, activation, facts)
-    ours: dict[str, Tensor] = {}
-    missing: list[str] = []
-    for name, theirs, how in name_table(naming, config.vision.layers, config.text.layers):
-        missing += [n for n in theirs if n not in state]
-        found = [state.pop(n) for n in theirs if n in state]
-        if len(found) < len(theirs):
-            continue
-        tensor = torch.cat(found) if how == "joined" else found[0].t() if how == "transposed" else found[0]
-        ours[name] = tensor.float().contiguous()
-    with torch.device("meta"):
-        shapes = {n: tuple(p.shape) for n, p in Clip(config).state_dict().items()}
-    crooked = [f"{n} is {tuple(t.shape)}, not {shapes[n]}" for n, t in ours.items() if tuple(t.shape) != shapes[n]]
-    own = ("visual.", "transformer.", "vision_model.", "text_model.", "text.", "token_embedding", "ln_final")
-    unexpected = [n for n in state if n.startswith(own) and not n.startswith("visual.conv2.")]
-    problems = [
-        f"{what}: {', '.join(sorted(found)[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", crooked))
-        if found
-    ]
+    ours, problems = renamed(state, config, naming)
     if problems:
         raise ClipreelError(f"the {naming} weights are not a whole CLIP; {'; '.join(problems)}. Fetch the file again")
     if state:
@@ -195,30 +192,72 @@ def translate(
     return Loaded(config, ours, naming, extra=state, warnings=warnings)
 
 
+def renamed(state: dict[str, Tensor], config: ClipConfig, naming: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Our tensors in float32, taken out of `state`, and one line for each kind of problem."""
+    with torch.device("meta"):
+        shapes = {n: tuple(p.shape) for n, p in Clip(config).state_dict().items()}
+    ours: dict[str, Tensor] = {}
+    missing: list[str] = []
+    crooked: list[str] = []
+    for name, theirs, how in name_table(naming, config.vision.layers, config.text.layers):
+        shape = shapes[name]
+        wanted = (shape[0] // 3, *shape[1:]) if how == "joined" else shape[::-1] if how == "transposed" else shape
+        missing += [n for n in theirs if n not in state]
+        parts = {n: state.pop(n) for n in theirs if n in state}
+        if not shape:  # some OpenCLIP versions store the scale as one number in a list
+            parts = {n: t.reshape(()) if t.numel() == 1 else t for n, t in parts.items()}
+        bad = {n: t for n, t in parts.items() if tuple(t.shape) != wanted or not t.is_floating_point()}
+        crooked += [f"{n} is {tuple(t.shape)} {str(t.dtype)[6:]}, not {wanted}" for n, t in bad.items()]
+        if not bad and len(parts) == len(theirs):
+            tensors = list(parts.values())
+            tensor = torch.cat(tensors) if how == "joined" else tensors[0].t() if how == "transposed" else tensors[0]
+            ours[name] = tensor.float().contiguous()
+    kinds = {"missing": missing, "unexpected": [n for n in state if OWN.match(n)], "mis-shaped": crooked}
+    return ours, [
+        f"{kind}: {', '.join(sorted(found)[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}"
+        for kind, found in kinds.items()
+        if found
+    ]
+
+
 def architecture(state: Mapping[str, Tensor], naming: str, activation: str, facts: Mapping[str, Any]) -> ClipConfig:
     """The sizes that the tensors show, completed by `facts`."""
-    rows = {ours: theirs[0] for ours, theirs, _ in name_table(naming, 1, 1)}
+    names = {ours: theirs[0] for ours, theirs, _ in name_table(naming, 1, 1)}
 
-    def shape(ours: str) -> tuple[int, ...]:
-        if rows[ours] not in state:
-            raise ClipreelError(f"the {naming} weights are not a whole CLIP; missing: {rows[ours]}")
-        return tuple(state[rows[ours]].shape)
+    def shape(ours: str, dimensions: int = 2) -> tuple[int, ...]:
+        name = names[ours]
+        if name not in state:
+            raise ClipreelError(f"the {naming} weights are not a whole CLIP; missing: {name}. Fetch the file again")
+        found = tuple(state[name].shape)
+        if len(found) != dimensions or 0 in found:
+            raise ClipreelError(
+                f"mis-shaped: {name} is {found}, but needs {dimensions} dimensions. Fetch the file again"
+            )
+        return found
 
     def tower(name: str, width: int) -> TowerConfig:
-        blocks = rows[f"{name}.blocks.0.ln1.weight"].split(".0.")[0]
-        numbers = (re.match(re.escape(blocks) + r"\.(\d+)\.", n) for n in state)
-        layers = 1 + max(int(m[1]) for m in numbers if m)
-        heads = facts.get(f"{name}_heads") or max(1, width // 64)
+        blocks = names[f"{name}.blocks.0.ln1.weight"].split(".0.")[0]
+        matches = (re.match(re.escape(blocks) + r"\.(\d{1,4})\.", n) for n in state)
+        numbers = {int(m[1]) for m in matches if m}
+        layers = len(numbers)
+        gap = next((i for i in range(layers) if i not in numbers), None)
+        if gap is not None:
+            raise ClipreelError(f"the {naming} weights are not a whole CLIP; missing: {blocks}.{gap}.*")
+        for what, found in (("width", width), ("layers", layers)):
+            if facts.get(f"{name}_{what}", found) != found:
+                raise ClipreelError(
+                    f"the {name} tower has {what} {found}, but the settings beside the weights say "
+                    f"{facts[f'{name}_{what}']}; they belong to another model, or tensors are missing"
+                )
+        heads = facts.get(f"{name}_heads") or heads_of(name, width)
         if width % heads:
             raise ClipreelError(f"width {width} of the {name} tower cannot be cut into {heads} heads")
         return TowerConfig(layers, width, heads, shape(f"{name}.blocks.0.fc.weight")[0])
 
-    patch = shape("vision.patch.weight")
-    grid = round(math.sqrt(shape("vision.pos")[0] - 1))
-    if grid * grid + 1 != shape("vision.pos")[0]:
-        raise ClipreelError(
-            f"mis-shaped: {rows['vision.pos']} has {shape('vision.pos')[0]} rows, not a square plus one"
-        )
+    patch, rows = shape("vision.patch.weight", 4), shape("vision.pos")[0]
+    grid = math.isqrt(rows - 1)
+    if grid < 1 or grid * grid + 1 != rows:
+        raise ClipreelError(f"mis-shaped: {names['vision.pos']} has {rows} rows, not a square plus one")
     head = shape("vision.head")
     vocab, width = shape("text.tokens")
     return ClipConfig(
@@ -232,6 +271,16 @@ def architecture(state: Mapping[str, Tensor], naming: str, activation: str, fact
         activation=activation,
         eos_id=facts.get("eos_id"),
     )
+
+
+def heads_of(tower: str, width: int) -> int:
+    """Heads of 64 channels, as all OpenAI models have; no tensor tells it, so other widths need a config."""
+    if width % 64 or (tower == "vision" and width > 1024):  # OpenCLIP's H, g and G have heads of 80, 88 and 104
+        raise ClipreelError(
+            f"the tensors do not tell the heads of the {tower} tower of width {width}; put the model's config.json or "
+            "open_clip_config.json beside the weights"
+        )
+    return width // 64
 
 
 def to_foreign(state: Mapping[str, Tensor], config: ClipConfig, naming: str) -> dict[str, Tensor]:
@@ -280,14 +329,15 @@ def load_weights(source: str | Path, *, activation: str | None = None, download:
                 "or the built-in shapes-tiny"
             )
     folder, file = (path, weight_file(path)) if path.is_dir() else (path.parent, path)
+    facts = side_facts(folder)
     state, metadata = read_file(file)
     try:
-        loaded = translate(state, activation=activation, facts={**metadata, **side_facts(folder)})
+        loaded = translate(state, activation=activation, facts={**metadata, **facts})
     except ClipreelError as e:
         raise ClipreelError(f"{file}: {e}") from e
     loaded.tokenizer_files = find_vocabulary(folder)
     loaded.preprocess = side_preprocess(folder)
-    loaded.sampling = read_json(folder / "config.json").get("clipreel", {}).get("sampling")
+    loaded.sampling = side_sampling(folder)
     return loaded
 
 
@@ -308,8 +358,8 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if file.name.endswith(".index.json"):
             shards = sorted(set(json.loads(file.read_text("utf-8"))["weight_map"].values()))
-            if any(Path(s).name != s for s in shards):
-                raise ClipreelError(f"{file} names shards outside its folder; it was not read")
+            if any(Path(s).name != s or s.endswith(".json") for s in shards):
+                raise ClipreelError(f"{file} names shards outside its folder, or itself; it was not read")
             merged: dict[str, Tensor] = {}
             for shard in shards:
                 merged.update(read_file(file.parent / shard)[0])
@@ -333,61 +383,3 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as e:  # safetensors, torch and json each have their own types for a damaged file
         reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
         raise ClipreelError(f"{file} is damaged or no weights file ({reason}); fetch it again") from e
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ClipreelError(f"{path} is not readable JSON ({e}); fetch it again") from e
-    return data if isinstance(data, dict) else {}
-
-
-def side_facts(folder: Path) -> dict[str, Any]:
-    """Heads, activation and end token from the config.json or open_clip_config.json beside the weights."""
-    facts: dict[str, Any] = {}
-    hf = read_json(folder / "config.json")
-    if "vision_config" in hf and "text_config" in hf:
-        vision, text = hf["vision_config"], hf["text_config"]
-        for tower in (vision, text):
-            eps = tower.get("layer_norm_eps", 1e-5)
-            if eps != 1e-5:
-                raise ClipreelError(f"{folder}/config.json: layer_norm_eps {eps} is not supported, only 1e-5")
-        facts["vision_heads"] = vision.get("num_attention_heads", 12)
-        facts["text_heads"] = text.get("num_attention_heads", 8)
-        facts["activation"] = vision.get("hidden_act", "quick_gelu")
-        eos = text.get("eos_token_id", 49407)
-        facts["eos_id"] = None if eos == 2 else eos  # 2 is what old configs say; transformers then takes the largest id
-    cfg = read_json(folder / "open_clip_config.json").get("model_cfg", {})
-    if cfg:
-        vision, text = cfg.get("vision_cfg", {}), cfg.get("text_cfg", {})
-        facts["activation"] = "quick_gelu" if cfg.get("quick_gelu") else "gelu"
-        facts["vision_heads"] = vision.get("width", 768) // vision.get("head_width", 64)
-        facts["text_heads"] = text.get("heads", 8)
-        if text.get("pool_type", "argmax") not in ("argmax", "eos"):
-            raise ClipreelError(f"{folder}: text pooling {text['pool_type']!r} is not supported, only argmax and eos")
-        if text.get("pool_type") == "eos":
-            facts["eos_id"] = text.get("eos_id", 49407)
-    return {k: v for k, v in facts.items() if v is not None or k == "eos_id"}
-
-
-def side_preprocess(folder: Path) -> dict[str, Any] | None:
-    """Size, mean and standard deviation from preprocessor_config.json or open_clip_config.json."""
-    hf = read_json(folder / "preprocessor_config.json")
-    if hf:
-        crop = hf.get("crop_size", hf.get("size", {}))
-        size = crop if isinstance(crop, int) else crop.get("height", crop.get("shortest_edge"))
-        found = {"size": size, "mean": hf.get("image_mean"), "std": hf.get("image_std")}
-    else:
-        cfg = read_json(folder / "open_clip_config.json").get("preprocess_cfg", {})
-        size = cfg.get("size")
-        found = {
-            "size": size[0] if isinstance(size, list) else size,
-            "mean": cfg.get("mean"),
-            "std": cfg.get("std"),
-            "geometry": "squash" if cfg.get("resize_mode") == "squash" else None,
-        }
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
-    return kept or None
