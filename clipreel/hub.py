@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +17,7 @@ SMALL_FILES = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
-    "*.safetensors.index.json",
+    "*.index.json",
 ]
 # the first kind of weights that a repository has is taken: never pickles where safetensors exist
 WEIGHTS = [
@@ -23,6 +25,7 @@ WEIGHTS = [
     ("model-*-of-*.safetensors",),
     ("open_clip_model.safetensors",),
     ("pytorch_model.bin",),
+    ("pytorch_model-*-of-*.bin",),
     ("open_clip_pytorch_model.bin",),
 ]
 
@@ -32,8 +35,6 @@ def snapshot(hub_id: str, download: bool) -> Path:
 
     Raises ClipreelError that says how to get the model here by hand.
     """
-    import fnmatch
-
     from huggingface_hub import HfApi, snapshot_download
 
     by_hand = (
@@ -42,22 +43,34 @@ def snapshot(hub_id: str, download: bool) -> Path:
     )
     try:
         folder = Path(snapshot_download(hub_id, local_files_only=True))
-        if any(p for group in WEIGHTS for pattern in group for p in folder.glob(pattern)):
+        if whole(folder):
             return folder
     except Exception:  # whatever the reason, the cache does not have it; the next step says so
-        if not download:
-            raise ClipreelError(
-                f"the model {hub_id} is not on this machine and needs one download (ViT-B/32: about 600 MB): "
-                f"allow it with --download, or {by_hand}"
-            ) from None
+        pass
+    if not download:
+        raise ClipreelError(
+            f"the model {hub_id} is not on this machine (nor is a folder of this name) and needs one download "
+            f"(ViT-B/32: about 600 MB): allow it with --download, or {by_hand}"
+        )
     try:
         names = [f.rfilename for f in HfApi().model_info(hub_id).siblings or []]
         wanted = next((g for g in WEIGHTS if any(fnmatch.fnmatch(n, p) for n in names for p in g)), None)
         if wanted is None:
             raise ClipreelError(f"{hub_id} has no CLIP weights; its files are {', '.join(sorted(names)[:12])}")
-        return Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES, *wanted]))
+        # the weights come last, so that a cache that has them has the rest too, even if a download was broken off
+        snapshot_download(hub_id, allow_patterns=SMALL_FILES)
+        return Path(snapshot_download(hub_id, allow_patterns=[*wanted]))
     except ClipreelError:
         raise
     except Exception as e:  # the hub's client raises a dozen types for "no connection", "no such repository", "offline"
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise ClipreelError(f"{hub_id} could not be fetched ({reason}); {by_hand}") from e
+
+
+def whole(folder: Path) -> bool:
+    """Whether one kind of weights is there, with all its parts."""
+    if any((folder / pattern).is_file() for group in WEIGHTS for pattern in group):
+        return True
+    indices = folder.glob("*.index.json")
+    parts = (set(json.loads(i.read_text("utf-8"))["weight_map"].values()) for i in indices)
+    return any(all((folder / part).is_file() for part in names) for names in parts)

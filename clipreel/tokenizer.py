@@ -2,7 +2,8 @@
 
 Specification core.md 2; checked on the fixtures of openai/CLIP and of tokenizer.json. Mode "openai" (default) cleans
 with ftfy as the official tokenizer does; mode "hf" does what tokenizer.json says. They differ on mojibake, HTML
-entities, ligatures and the like, so results name the mode.
+entities, ligatures and the like, so results name the mode. Letters that are younger than the Unicode tables of
+`tokenizers` may be split otherwise than by the tables of `regex`, which the official code uses.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ MERGES_USED = 49152 - 256 - 2  # OpenAI reads this many merges of its file and i
 MODES = ("openai", "hf")
 # text on which cleaning is known to do nothing but collapse blanks and lower the case
 PLAIN_ASCII = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
-with_specials = regex.compile(rf"{re.escape(START)}|{re.escape(END)}|{PIECES}", regex.IGNORECASE)
+specials = regex.compile(rf"{re.escape(START)}|{re.escape(END)}", regex.IGNORECASE)
+with_specials = regex.compile(f"{specials.pattern}|{PIECES}", regex.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -94,7 +96,9 @@ class Tokenizer:
             model = json.loads(spec)["model"]
             merges = [pair(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
             return cls(model["vocab"], merges, spec, mode)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except ClipreelError:
+            raise
+        except Exception as e:  # gzip, json and tokenizers each have their own types for a damaged file
             raise ClipreelError(f"{path} is not a readable CLIP vocabulary ({e}); fetch it again") from e
 
     @cached_property
@@ -102,11 +106,15 @@ class Tokenizer:
         """Identity of vocabulary, merges and mode."""
         return hashlib.blake2b(self._identity.encode(), digest_size=8).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text without start and end token, not cut."""
+    def encode(self, text: str, *, strip_special: bool = False) -> list[int]:
+        """The ids of a text without start and end token, not cut. `strip_special`: see `__call__`."""
         if self.mode == "hf":
+            text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+            text = specials.sub(" ", text) if strip_special else text
             return self._bpe.encode(text, add_special_tokens=False).ids
         text = clean(text)
+        if strip_special:  # after cleaning, which can make special tokens of entities and wide characters
+            text = specials.sub(" ", text)
         if START not in text and END not in text:
             return self._bpe.encode(text).ids
         ids: list[int] = []
@@ -119,13 +127,13 @@ class Tokenizer:
 
         `strip_special` takes literal start and end tokens out of the texts, where they would cut a user's query.
         """
+        if isinstance(texts, str):
+            raise TypeError("a tokenizer takes a list of texts; put the single text in a list")
         if context < 2:
             raise ValueError(f"context {context}: at least 2, for the start and the end token")
         ids = torch.zeros(len(texts), context, dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
-            if strip_special:
-                text = regex.sub(rf"{re.escape(START)}|{re.escape(END)}", " ", text, flags=regex.IGNORECASE)
-            words = [self.sot, *self.encode(text)[: context - 2], self.eot]
+            words = [self.sot, *self.encode(text, strip_special=strip_special)[: context - 2], self.eot]
             row[: len(words)] = torch.tensor(words)
         return ids
 

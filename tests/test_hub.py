@@ -88,6 +88,46 @@ def test_offline_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> No
     assert "--model FOLDER" in out.stderr
 
 
+def broken_off(home: Path, **files: str) -> Path:
+    """A cache as a download leaves it that was broken off after some files."""
+    repository = home / "hub" / f"models--{REPO.replace('/', '--')}"
+    folder = repository / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+    return folder
+
+
+SNAPSHOT = f"from clipreel.hub import snapshot; print(*(p.name for p in snapshot({REPO!r}, {{}}).iterdir()))"
+
+
+def test_a_download_that_was_broken_off_is_finished(hub: str, tmp_path: Path) -> None:
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    one_of_two = {"model__safetensors__index__json": json.dumps(shards), "model-00001-of-00002__safetensors": "x"}
+    for i, files in enumerate(({}, one_of_two)):
+        broken_off(tmp_path / str(i), **files)
+        out = run(SNAPSHOT.format(False), tmp_path / str(i), HF_ENDPOINT=hub)
+        assert "needs one download" in out.stderr
+        assert Hub.asked == []
+        out = run(SNAPSHOT.format(True), tmp_path / str(i), HF_ENDPOINT=hub)
+        assert all(name in out.stdout for name in FILES), out.stderr
+        weights = Hub.asked.index(f"/{REPO}/resolve/{COMMIT}/model.safetensors")
+        assert weights > Hub.asked.index(f"/{REPO}/resolve/{COMMIT}/tokenizer.json")
+        Hub.asked.clear()
+
+
+def test_what_the_cache_has_is_taken_without_asking(hub: str, tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}})
+    parts = {"model__safetensors__index__json": index, "model-00001-of-00001__safetensors": "x"}
+    for i, files in enumerate(({"pytorch_model__bin": "x"}, parts)):
+        broken_off(tmp_path / str(i), **files)
+        out = run(SNAPSHOT.format(True), tmp_path / str(i), HF_ENDPOINT=hub)
+        assert len(out.stdout.split()) == len(files)
+    assert Hub.asked == []
+
+
 def test_without_leave_nothing_is_asked(hub: str, tmp_path: Path) -> None:
     code = f"import clipreel; clipreel.load({REPO!r}, download=False)"
     out = run(code, tmp_path, HF_ENDPOINT=hub)

@@ -13,19 +13,19 @@ def demo(
     videos: Path | None = None,
     model: str | None = None,
     out: Path = Path("demo-output"),
-    download: Annotated[bool, Parameter(negative=())] = False,
+    download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     device: str = "auto",
 ) -> int:
     """Render, evaluate, index and search a small world of videos, and write a report to look at.
 
     Try `clipreel demo`, or on your own files: `clipreel demo --videos ~/Videos --model FOLDER`
 
-    Parameters
-    ----------
-    videos: Your own folder instead of the shapes world.
-    model: The model (default shapes-tiny, with --videos openai/clip-vit-base-patch32).
-    out: Where videos, index and report go.
-    download: Allow the model to be fetched from the hub.
+    Args:
+        videos: Your own folder instead of the shapes world.
+        model: The model (default shapes-tiny, with --videos openai/clip-vit-base-patch32).
+        out: Where videos, index and report go.
+        download: Allow the model to be fetched from the hub.
+        device: Where the model runs: auto takes the GPU where there is one.
     """
     from clipreel.cli.demo_run import own_videos, shapes
 

@@ -15,9 +15,9 @@ def evaluate(
     model: str = "shapes-tiny",
     frames: int = 8,
     dual_softmax: Literal["product", "softmax"] | None = None,
-    download: Annotated[bool, Parameter(negative=())] = False,
+    download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     device: str = "auto",
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Retrieval numbers of a model, with the protocol they were made under.
 
@@ -25,13 +25,14 @@ def evaluate(
     captions of its annotations.jsonl ({"video": ..., "captions": [...]} a line).
     Try `clipreel evaluate --model shapes-tiny`
 
-    Parameters
-    ----------
-    folder: Folder with annotations.jsonl and the videos it names.
-    model: Hub id, folder, file or built-in name.
-    frames: Frames of each video, evenly spread.
-    dual_softmax: Re-weight by all queries at once; transductive, so stamped.
-    json: Print the result as JSON.
+    Args:
+        folder: Folder with annotations.jsonl and the videos it names.
+        model: Hub id, folder, file or built-in name.
+        frames: Frames of each video, evenly spread.
+        dual_softmax: Re-weight by all queries at once; transductive, so stamped.
+        download: Allow the model to be fetched from the hub.
+        device: Where the model runs: auto takes the GPU where there is one.
+        json: Print the result as JSON.
     """
     import json as js
     import tempfile

@@ -11,12 +11,17 @@ def info(
     model: str = "shapes-tiny",
     /,
     *,
-    download: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Show what a model is: sizes, parameters, recipes, space.
 
     Try `clipreel info shapes-tiny`
+
+    Args:
+        model: Hub id, folder, file or built-in name.
+        download: Allow the model to be fetched from the hub.
+        json: Print the facts as JSON.
     """
     import json as js
     from dataclasses import asdict

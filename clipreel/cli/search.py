@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
 
-Many = Annotated[tuple[str, ...], Parameter(negative=())]
-Flag = Annotated[bool, Parameter(negative=())]
+Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def index(
-    folders: Annotated[tuple[str, ...], Parameter(help="Folders or files to index; none: those indexed before.")] = (),
+    folders: Many = (),
     /,
     *,
     index: str | None = None,
@@ -40,19 +40,20 @@ def index(
 ) -> int:
     """Index folders of videos, or bring an index up to date.
 
-    Try `clipreel index shapes-videos --model shapes-tiny --index my-index`
+    Try `clipreel index demo-output/shapes --model shapes-tiny --index my-index`
 
-    Parameters
-    ----------
-    index: Folder or object-store URI of the index (default: the platform's data folder).
-    model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
-    download: Allow the model to be fetched from the hub.
-    segments: How videos are cut into moments.
-    seconds: Length of a window.
-    fps: Frames read per second of video.
-    time_limit: Seconds after which a file is given up.
-    workers: Files decoded at once.
-    json: Print the report as JSON.
+    Args:
+        folders: Folders or files to index.
+        index: Folder or object-store URI of the index (default: the platform's data folder).
+        model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
+        download: Allow the model to be fetched from the hub.
+        segments: How videos are cut into moments.
+        seconds: Length of a window.
+        fps: Frames read per second of video.
+        time_limit: Seconds after which a file is given up.
+        workers: Files decoded at once.
+        device: Where the model runs: auto takes the GPU where there is one.
+        json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import Report, facts_of, update
@@ -121,23 +122,24 @@ def search(
     Words that begin with - are taken away: "dog on a beach -people".
     Try `clipreel search "a red circle moves to the left" --index my-index`
 
-    Parameters
-    ----------
-    k: How many videos.
-    index: Folder or URI of the index.
-    image: An image that the video should look like; may be given several times.
-    video: A video that it should be like; may be given several times.
-    minus: A text to take away; may be given several times.
-    minus_weight: How much of it is taken away.
-    under: Only videos below this folder.
-    name: Only paths that contain this.
-    min_duration: Only videos at least this long, in seconds.
-    max_duration: Only videos at most this long, in seconds.
-    after: Only moments that end after this second.
-    before: Only moments that begin before this second.
-    model: The model, where it lies elsewhere than when the index was made.
-    json: One JSON object per line and nothing else.
-    open: Play the first hit at its moment.
+    Args:
+        text: What to look for.
+        k: How many videos.
+        index: Folder or URI of the index.
+        image: An image that the video should look like; may be given several times.
+        video: A video that it should be like; may be given several times.
+        minus: A text to take away; may be given several times.
+        minus_weight: How much of it is taken away.
+        under: Only videos below this folder.
+        name: Only paths that contain this.
+        min_duration: Only videos at least this long, in seconds.
+        max_duration: Only videos at most this long, in seconds.
+        after: Only moments that end after this second.
+        before: Only moments that begin before this second.
+        model: The model, where it lies elsewhere than when the index was made.
+        device: Where the model runs: auto takes the GPU where there is one.
+        json: One JSON object per line and nothing else.
+        open: Play the first hit at its moment.
     """
     from dataclasses import replace
 
@@ -177,6 +179,10 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     """Say what an index holds, and which files were skipped and why.
 
     Try `clipreel status --index my-index`
+
+    Args:
+        index: Folder or URI of the index (default: the platform's data folder).
+        json: Print the facts as JSON.
     """
     from clipreel.search.index import Index, default_place
 
@@ -209,7 +215,11 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take files or folders out of an index. The videos themselves are not touched.
 
-    Try `clipreel forget shapes-videos/test-rest-000a.mp4 --index my-index`
+    Try `clipreel forget demo-output/shapes/test-rest-001a.mp4 --index my-index`
+
+    Args:
+        paths: Files or folders in the index.
+        index: Folder or URI of the index (default: the platform's data folder).
     """
     from clipreel.search.index import Index, default_place
 

@@ -109,7 +109,7 @@ def evaluate(
     dynamic: bool = True,
     merge_identical_texts: Sequence[str] | None = None,
 ) -> Result:
-    """Retrieval numbers of unit vectors `texts` (T, E) and `videos` (V, E), in float32 on their device.
+    """Retrieval numbers of unit vectors `texts` (T, E) and `videos` (V, E), in float32 on the device of `texts`.
 
     Args:
         text_to_video: the video of each text (T,); default: text i belongs to video i.

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ROWS, COLUMNS = 2048, 4096
+ROWS, COLUMNS = 1024, 1024  # 4 MB: larger ones are mapped and cleared anew for every temporary, and take twice the time
 KEPT = 2**26  # scores that a Cosine may keep instead of computing them again: 256 MB
 
 
@@ -73,6 +73,7 @@ class Cosine:
     """
 
     def __init__(self, texts: Tensor, videos: Tensor) -> None:
+        videos = videos.to(texts.device)
         self.bad_texts, self.bad_videos = broken_rows(texts), broken_rows(videos)
         self.texts, self.videos = self._usable(texts, self.bad_texts), self._usable(videos, self.bad_videos)
         self.shape, self.device = (len(texts), len(videos)), texts.device

@@ -184,3 +184,11 @@ def test_times_and_names_on_one_line() -> None:
     assert (clock(65), clock(7205)) == ("1:05", "2:00:05")
     assert shown("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
     assert shown(os.fsdecode(b"x\xff")) == "x\\xff"
+
+
+@pytest.mark.parametrize("verb", ["demo", "index", "search", "status", "forget", "evaluate", "info"])
+def test_help_explains_every_parameter_and_gives_an_example(verb: str) -> None:
+    command = app[verb]
+    assert f"Try `clipreel {verb}" in (command.default_command.__doc__ or "")
+    silent = [a.names[0] for a in command.assemble_argument_collection(parse_docstring=True) if not a.parameter.help]
+    assert silent == []

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipreel.evaluation import similarity
 from clipreel.evaluation.metrics import evaluate, evaluate_similarity, measures
 from clipreel.evaluation.ranks import merged, order_blind, rank, rank_texts, rank_videos
-from clipreel.evaluation.similarity import Cosine, Dense, DualSoftmax, QueryBank, Transposed, pieces
+from clipreel.evaluation.similarity import ROWS, Cosine, Dense, DualSoftmax, QueryBank, Transposed, pieces
 
 INF = torch.inf
 
@@ -147,9 +147,9 @@ def test_pieces_cover_and_are_even(length: int, step: int) -> None:
 def test_equal_captions_tie_across_blocks() -> None:
     # one row more than a block holds: a remainder of one row would go through another kernel
     g = torch.Generator().manual_seed(0)
-    texts = torch.nn.functional.normalize(torch.randn(2049, 64, generator=g), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(ROWS + 1, 64, generator=g), dim=1)
     texts[-1] = texts[0]
-    ranks = rank_videos(Cosine(texts, texts), torch.arange(2049))
+    ranks = rank_videos(Cosine(texts, texts), torch.arange(ROWS + 1))
     assert ranks.tied[[0, -1]].tolist() == [1, 1]
     assert ranks.tied.sum() == 2
 
