@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from clipreel.checkpoints import load_weights, read_file, translate, unwrap
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever, assemble
+from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig, resampled
 from clipreel.tuners.vop import Vop, VopConfig
 from clipreel.video.sampling import Sampling
+from clipreel.video.transforms import Preprocess
 
 CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip", "clip4clip", "x-pool")
-SYSTEMS = (*CLIP_SYSTEMS, "vop")
+SYSTEMS = (*CLIP_SYSTEMS, "vop", "clip-vip")
+CLIP_VIP = {"proxies": "vision_model.embeddings.added_cls", "temporal": "vision_model.embeddings.temporal_embedding"}
 VOP_PROMPTS = ("visual_prompt_learner.visual_prompts", "text_prompt_learner.text_prompts")
 
 
@@ -71,6 +75,66 @@ def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
+def clip_vip_tensors(
+    state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[ClipVipConfig, dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """CLIP-ViP's own tensors under our names, with their options, the tensors of CLIP, and warnings.
+
+    `config` is the released clip_vision_additional_config. It may ask for another temporal_size, to which the frame
+    positions are resampled; an absent tensor must be stated there (add_cls_num 0, if_use_temporal_embed 0).
+    """
+    stated = {"proxies": config.get("add_cls_num"), "temporal": config.get("if_use_temporal_embed")}
+    own = {ours: state[theirs].float() for ours, theirs in CLIP_VIP.items() if theirs in state}
+    for ours, theirs in CLIP_VIP.items():
+        if ours not in own and stated[ours] != 0:
+            raise ClipreelError(
+                f"{theirs} is missing in this CLIP-ViP checkpoint; fetch it again, or say add_cls_num: 0 or "
+                "if_use_temporal_embed: 0 in the config where it was made without"
+            )
+    added = len(own["proxies"]) if "proxies" in own else 0
+    if stated["proxies"] not in (None, added) or ("temporal" in own and stated["temporal"] == 0):
+        raise ClipreelError(
+            f"the checkpoint has {added} added proxies and {'a' if 'temporal' in own else 'no'} temporal embedding, "
+            f"not add_cls_num {stated['proxies']} and if_use_temporal_embed {stated['temporal']}; leave them out"
+        )
+    warnings = []
+    if not added:
+        own.pop("proxies", None)
+    if "temporal" in own:
+        table = own["temporal"] = own["temporal"].squeeze(0)
+        size = config.get("temporal_size", len(table))
+        if size != len(table):
+            own["temporal"] = resampled(table, size)[0]
+            warnings.append(f"the positions of {len(table)} frames were resampled to temporal_size {size}")
+    found = ClipVipConfig(added + 1, len(own.get("temporal", [0])), "temporal" in own, train_base=False)
+    return found, own, {n: t for n, t in state.items() if n not in CLIP_VIP.values()}, warnings
+
+
+def clip_vip(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], facts: Mapping[str, Any], **where: Any
+) -> Retriever:
+    """The retriever of a released CLIP-ViP, or of its MeanPool baseline (`type` other than ViP)."""
+    config = {**config, **config.get("clip_vision_additional_config", {})}
+    pools = config.get("type", "ViP") != "ViP"
+    if pools and (extra := [n for n in CLIP_VIP.values() if n in state and state[n].numel()]):
+        raise ClipreelError(f"type {config['type']!r} is CLIP frame by frame, but the checkpoint has {extra[0]}")
+    absent = {"add_cls_num": 0, "if_use_temporal_embed": 0}
+    found, own, rest, warnings = clip_vip_tensors(state, absent if pools else config)
+    loaded = translate(rest, activation="quick_gelu", facts=facts)
+    loaded.warnings += warnings
+    loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else None
+    loaded.sampling = Sampling("clip_vip", config.get("test_num_frms", 12)).to_dict()
+    pixels = Preprocess(loaded.config.image_size, resize="tensor", geometry="squash")
+    found = replace(found, text_tokens=config.get("max_txt_len"))
+
+    def build(clip: Clip) -> ClipVip:
+        tuner = ClipVip(clip, found)
+        fill(tuner, own, "the checkpoint")
+        return tuner
+
+    return assemble(loaded, name="clip-vip", preprocess=pixels, tuner=None if pools else build, **where)
+
+
 def load_official(
     system: str,
     source: str | Path | Mapping[str, Tensor],
@@ -82,7 +146,8 @@ def load_official(
     """A retriever that computes what the official code computes with its released checkpoint.
 
     `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
-    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer).
+    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers; clip-vip: test_num_frms, max_txt_len,
+    clip_vision_additional_config; both: vision_heads, text_heads, tokenizer).
     Raises ClipreelError that names the system or the tensor that does not fit.
     """
     if system not in SYSTEMS:
@@ -94,6 +159,8 @@ def load_official(
     state = source if isinstance(source, Mapping) else read_file(Path(source))[0]
     state = without_copies({n.replace("module.", ""): t for n, t in unwrap(state).items()})
     facts: dict[str, Any] = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
+    if system == "clip-vip":
+        return clip_vip(state, config, facts, device=device, dtype=dtype)
     own = {n.removeprefix("clip."): t for n, t in state.items() if n not in VOP_PROMPTS}
     loaded = translate(own, activation="quick_gelu", facts=facts)
     loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else loaded.tokenizer_files

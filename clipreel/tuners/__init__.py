@@ -10,6 +10,7 @@ from typing import Any
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import Tuner
+from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
 from clipreel.tuners.lora import Lora, LoraConfig
 from clipreel.tuners.overriding import Overriding, OverridingConfig
 from clipreel.tuners.parallel import Parallel, ParallelConfig
@@ -50,6 +51,15 @@ TUNERS: Mapping[str, Method] = {
     "vpt": _vop("prompts in the video tower only (VPT, deep)", prefix=0),
     "coop": _vop("prompts before the words only (CoOp)", general=0, prefix=16, text_layers=(0,)),
     "text_prompts": _vop("the text half of VoP", general=0),
+    "clip_vip": Method("video proxies, and every tensor of the base", ClipVip, ClipVipConfig, temporal=True, rate=1e-6),
+    "clip_vip_joint": Method(
+        "CLIP-ViP's comparison: one proxy, all tokens see all",
+        ClipVip,
+        ClipVipConfig,
+        {"proxies": 1, "attention": "joint"},
+        temporal=True,
+        rate=1e-6,
+    ),
     "full": _base("every tensor of the base", 1e-6, what="full"),
     "bias": _base("every bias of the base", 1e-4, what="bias"),
     "proj": _base("both projections", 1e-4, what="proj"),
