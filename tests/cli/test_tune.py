@@ -192,7 +192,7 @@ def test_a_table_of_methods_and_seeds(films: Path, tmp_path: Path, capsys: pytes
         path.write_text(json.dumps({**shared, "method": method}))  # JSON is YAML
         configs.append(str(path))
     out = tmp_path / "compared"
-    assert main(["compare", *configs, "--seeds", "2", "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["compare", *configs, "--seeds", "2", "--jobs", "2", "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert printed.strip() == (out / "table.md").read_text().strip()
     assert "zero-shot" in printed
@@ -203,7 +203,7 @@ def test_a_table_of_methods_and_seeds(films: Path, tmp_path: Path, capsys: pytes
         found = [r["compared"]["after"]["t2v"]["R@1"] for r in reports]
         assert row["recalls"]["t2v R@1"] == {"mean": sum(found) / 2, "low": min(found), "high": max(found)}
     times = [p.stat().st_mtime_ns for p in sorted(out.rglob("report.json"))]
-    assert main(["compare", *configs, "--seeds", "2", "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["compare", *configs, "--seeds", "2", "--jobs", "2", "--out", str(out), "--device", "cpu"]) == 0
     assert [p.stat().st_mtime_ns for p in sorted(out.rglob("report.json"))] == times
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps({**shared, "frames": 3}))
