@@ -28,11 +28,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "export": {"checkpoints", "clip", "retriever", "sites"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
-    | {"retriever", "sites", "tuners", "video"},
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
-    "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
+    "cli": {
+        "adapter",
+        "clip",
+        "data",
+        "evaluation",
+        "export",
+        "official",
+        "retriever",
+        "search",
+        "training",
+        "tuners",
+        "video",
+    },
     "errors": set(),
 }
 

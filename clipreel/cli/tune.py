@@ -34,7 +34,7 @@ def tune(
     Args:
         data: JSON lines, CSV or Parquet of videos and captions, a folder with annotations.jsonl, or shapes.
         changes: Values of the config, such as train.steps=500, lr=1e-3 or options.joint_layers=2.
-        method: What is trained; see `clipreel methods`. (Default: vop_fc.)
+        method: What is trained; see `clipreel info ViT-B/32`. (Default: vop_fc.)
         on: The base: hub id, folder, file or built-in name. (Default: openai/clip-vit-base-patch32.)
         config: YAML file with the differences to the default config.
         out: Folder of the run. (Default: tuned/METHOD.)
