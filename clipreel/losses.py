@@ -22,28 +22,34 @@ Scale: TypeAlias = Tensor | float
 def contrastive(text_NE: Tensor, video_NE: Tensor, scale: Scale, groups_N: Tensor | None = None) -> Tensor:
     """Symmetric cross entropy of N (text, video) pairs in row order, a scalar in float32.
 
-    Half of `pairs` on rows brought to length one (specification vop.md 2.4).
+    Z = scale * t v' with unit rows t, v; loss = (CE(Z) + CE(Z')) / 2, CE(Z) = mean_i -sum_j p_ij log softmax(Z_i)_j.
+    Without `groups_N`, p is the identity (specification vop.md 2.4). With it, rows of equal number are the same video
+    and share the target: p_ij = 1 / n_i for the n_i rows j of the group of i.
 
     >>> contrastive(torch.eye(2), torch.eye(2), 100.0).item()
     0.0
     """
     with torch.autocast(text_NE.device.type, enabled=False):
-        return pairs(unit(text_NE), unit(video_NE), scale, groups_N) / 2
+        return paired(scale * unit(text_NE) @ unit(video_NE).T, groups_N)
+
+
+def paired(logits_NN: Tensor, groups_N: Tensor | None = None) -> Tensor:
+    """The same from logits Z of texts (rows) and videos (columns) in pairs, however they were scored.
+
+    >>> paired(100.0 * torch.eye(2)).item()
+    0.0
+    """
+    if groups_N is None:
+        target = torch.arange(len(logits_NN), device=logits_NN.device)
+        return (F.cross_entropy(logits_NN, target) + F.cross_entropy(logits_NN.T, target)) / 2
+    same = (groups_N[:, None] == groups_N[None]).to(logits_NN.dtype)
+    share = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits_NN, share) + F.cross_entropy(logits_NN.T, share)) / 2
 
 
 def pairs(x_NE: Tensor, y_NE: Tensor, scale: Scale, groups_N: Tensor | None = None) -> Tensor:
-    """CE(Z) + CE(Z') of Z = scale * x y', the sum of both directions: P(X, Y).
-
-    CE(Z) = mean_i -sum_j p_ij log softmax(Z_i)_j. Without `groups_N`, p is the identity. With it, rows of equal number
-    are the same video and share the target: p_ij = 1 / n_i for the n_i rows j of the group of i.
-    """
-    logits = scale * x_NE @ y_NE.T
-    if groups_N is None:
-        target = torch.arange(len(logits), device=logits.device)
-        return F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-    same = (groups_N[:, None] == groups_N[None]).to(logits.dtype)
-    share = same / same.sum(1, keepdim=True)
-    return F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)
+    """CE(Z) + CE(Z') of Z = scale * x y', the sum of both directions and so twice `paired`: P(X, Y)."""
+    return 2 * paired(scale * x_NE @ y_NE.T, groups_N)
 
 
 def two_texts(video_NE: Tensor, first_NE: Tensor, second_NE: Tensor, scale: Scale) -> Tensor:

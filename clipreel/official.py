@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipreel.adapter import fill
+from clipreel.adapter import fill, trained
 from clipreel.checkpoints import load_weights, read_file, translate, unwrap
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
@@ -133,6 +133,29 @@ def clip_vip(
         return tuner
 
     return assemble(loaded, name="clip-vip", preprocess=pixels, tuner=None if pools else build, **where)
+
+
+def clip_vip_start(source: Path, tuner: ClipVip, base: ClipConfig) -> dict[str, Tensor]:
+    """A released CLIP-ViP under the names of a tuner that trains its base too, frame positions resampled to its own.
+
+    Raises ClipreelError where the checkpoint is of another size than the base, or the tuner trains less than it holds.
+    """
+    if not source.is_file():
+        raise ClipreelError(f"there is no checkpoint at {source}; fetch it, or start from an adapter folder")
+    state = unwrap(read_file(source)[0])
+    _, own, rest, _ = clip_vip_tensors(state, {"temporal_size": tuner.config.frames})
+    facts = {"vision_heads": base.vision.heads, "text_heads": base.text.heads, "eos_id": base.eos_id}
+    loaded = translate(rest, activation=base.activation, facts=facts)
+    if loaded.config != base:
+        raise ClipreelError(f"{source} is a CLIP of another size: {loaded.config} instead of {base}")
+    whole = {f"base.tensors.{name.replace('.', '/')}": tensor for name, tensor in loaded.state.items()}
+    fixed = set(whole) - set(trained(tuner))
+    if fixed:
+        raise ClipreelError(
+            f"{source} holds {len(fixed)} tensors of CLIP that this tuner keeps as they are in the base; set "
+            "train_base: true and text: trained"
+        )
+    return whole | own
 
 
 def load_official(

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
     "export": {"checkpoints", "clip", "retriever", "sites"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses", "official"}
     | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
     "cli": {
