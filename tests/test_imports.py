@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tuners",
         "video",
     },
+    "__main__": {"cli"},
     "errors": set(),
 }
 
