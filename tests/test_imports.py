@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
     "export": {"checkpoints", "clip", "retriever", "sites"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
     "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses", "official"}
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tuners",
         "video",
     },
+    "__main__": {"cli"},
     "errors": set(),
 }
 

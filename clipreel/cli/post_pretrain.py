@@ -40,17 +40,29 @@ def post_pretrain(
 
     from clipreel.cli.search import load_model
     from clipreel.training.config import read
+    from clipreel.training.distributed import joined
     from clipreel.training.post_pretraining import PostPretrainConfig
     from clipreel.training.post_pretraining import post_pretrain as run
 
     found = read(PostPretrainConfig, config, changes)
     found = replace(found, model=on or found.model)
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
+    line = Progress("step")
 
-    base = load_model(found.model, download, device)
-    made = run(found, out, scratch=cache, base=base, progress=Progress("step"), say=say)
+    with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
+        base = load_model(found.model, download, device)
+
+        def say(text: str) -> None:
+            if here.first:
+                print(text, file=sys.stderr)
+
+        def progress(done: int, total: int, extra: str) -> None:
+            if here.first:
+                line(done, total, extra)
+
+        made = run(found, out, scratch=cache, base=base, progress=progress, say=say)
+    if not here.first:
+        return 0
     if json:
         print(js.dumps({"adapter": str(made.adapter), "step": made.outcome.last.step, **made.outcome.last.metrics}))
     else:

@@ -26,7 +26,7 @@ from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.training.batches import Batches, Loader
 from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict
-from clipreel.training.distributed import world
+from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
@@ -108,11 +108,11 @@ class _Sources:
 
     def decoded(self, name: str, source: SourceConfig, random: bool) -> tuple[list[Sample], FrameCache, Sampling]:
         """The samples of a source whose frames are there, the frames, and which of them a batch takes."""
-        samples = self.samples(source)
+        samples = after_first(lambda: self.samples(source))
         frames = source.frames or self.config.frames
         keep = frames * (3 if random else 1)
         place = self.scratch / f"frames-{name}-{self.base.preprocess.fingerprint()[:6]}-{keep}"
-        found, skipped = cached(self.base, samples, place, keep, self.say)
+        found, skipped = after_first(lambda: cached(self.base, samples, place, keep, self.say))
         self.skipped += skipped
         return [s for s in samples if s.id in found], found, found.pick(frames, random)
 
@@ -195,15 +195,13 @@ def post_pretrain(
         say=say,
     )
     after = with_tuner(base, tuner.requires_grad_(False).eval(), config)
-    adapter = save_adapter(
-        folder / "adapter",
-        after,
-        config.method,
-        chosen,
-        trained_on={"config": as_dict(config), "step": outcome.last.step},
-        metrics=outcome.last.metrics,
-        licence={"base": base.name, "data": ", ".join(s.path for s in config.sources.values())},
-    )
+    about = {
+        "trained_on": {"config": as_dict(config), "step": outcome.last.step},
+        "metrics": outcome.last.metrics,
+        "licence": {"base": base.name, "data": ", ".join(s.path for s in config.sources.values())},
+    }
+    adapter = folder / "adapter"
+    on_first(lambda: str(save_adapter(adapter, after, config.method, chosen, **about)))
     return PostPretrained(adapter, after, outcome, read.skipped)
 
 

@@ -1,7 +1,11 @@
 """From a folder of captioned videos to an adapter, its report, its care, its export and a table: as a user runs it."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +101,33 @@ def test_the_adapter_is_what_was_measured(lora: Path, films: Path, capsys: pytes
     assert merged.preprocess == tuned.preprocess
     assert main(["export", str(lora / "adapter"), "--out", str(out)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: Path, tmp_path: Path) -> None:
+    arguments = ["tune", str(films), *SHORT, "lr=1e-2", "options.rank=2", "--method", "lora", "--on", "shapes-tiny"]
+    arguments += ["--out", str(tmp_path / "run"), "--cache", str(cache), "--device", "cpu"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "clipreel", *arguments]
+    both = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert "text to video R@1" in said[0][0]
+    assert said[1][0] == ""
+    one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (lora, tmp_path / "run"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_care_for_adapters(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
