@@ -1,6 +1,10 @@
 """Post-pretraining: four views of a video, several corpora, where training goes on from, and a whole small run."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import clipreel
@@ -340,7 +345,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "validation": {"path": str(folder / "films")},
         "frames": 2,
         "batch": 4,
-        "train": {"steps": 4, "optim": {"lr": 1e-3}},
+        "train": {"steps": 4, "optim": {"lr": 1e-4}},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     return folder
@@ -372,6 +377,31 @@ def test_from_two_corpora_to_an_adapter_that_tuning_starts_from(
     assert main([*tune, "--on", "shapes-tiny", "--out", str(tmp_path / "tuned"), "--device", "cpu"]) == 0
     tuned = clipreel.load("shapes-tiny", tmp_path / "tuned" / "adapter", device="cpu")
     torch.testing.assert_close(tuned.encode_text(text), after.encode_text(text), atol=1e-5, rtol=0)
+
+
+def test_two_processes_make_the_adapter_of_one(corpus: Path, tmp_path: Path) -> None:
+    command = ["post-pretrain", str(corpus / "config.yaml"), "--device", "cpu", "--cache", str(tmp_path / "frames")]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "clipreel", *command, "--out", str(tmp_path / "two")],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert said[1][0] == ""
+    one, two = (load_file(tmp_path / n / "adapter" / "adapter_model.safetensors") for n in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_runs_that_cannot_be(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
