@@ -18,6 +18,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.heads import mean_pool
+from clipreel.search.ann import refresh
 from clipreel.search.index import LEVELS, File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
 from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
@@ -78,9 +79,13 @@ def update(
     *,
     timeout_s: float = 120.0,
     workers: int = 2,
+    ann: bool = False,
     progress: Callable[[int, int, Report], None] = lambda done, total, report: None,
 ) -> Report:
-    """Make the index equal to what lies below the folders. Raises ClipreelError when a folder is not there."""
+    """Make the index equal to what lies below the folders. Raises ClipreelError when a folder is not there.
+
+    `ann` builds the approximate index however few the vectors are (see `clipreel.search.ann`).
+    """
     check_space(index, model)
     segments = Segments(**index.facts["segments"])
     for root in roots:
@@ -101,6 +106,7 @@ def update(
             _bookkeep(index, changes, report)
             _encode(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
+        refresh(index, model, ann)
     return report
 
 
