@@ -264,18 +264,31 @@ class Index:
         return tuple(t.version for t in tables)
 
 
-def arranged(table: pa.Table, files: Sequence[File]) -> Moments:
-    """Rows of `vectors` in a fixed order (file as listed, level, start); those of other files are left out."""
-    number = {f.id: i for i, f in enumerate(files)}
-    owner = np.asarray([number.get(i, -1) for i in table.column("file").to_pylist()], np.int64)
+def arranged(table: pa.Table, files: Sequence[File], number: dict[str, int] | None = None) -> Moments:
+    """Rows of `vectors` in a fixed order (file as listed, level, start); those of other files are left out.
+
+    `number` is the place of each file's id in `files`, where it is known already.
+    """
+    owner = owners(table, number if number is not None else {f.id: i for i, f in enumerate(files)})
     keep = np.flatnonzero(owner >= 0)
-    flat = table.column("vector").combine_chunks()
-    values = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(owner), flat.type.list_size)
     level, start, end = (table.column(c).to_numpy()[keep] for c in ("level", "start_s", "end_s"))
     order = np.lexsort((start, level, owner[keep]))
     rows = keep[order]
-    vectors = np.ascontiguousarray(values[rows], np.float32)
+    vectors = np.ascontiguousarray(vectors_in(table)[rows], np.float32)
     return Moments(vectors, owner[rows], level[order], start[order], end[order], tuple(files))
+
+
+def owners(table: pa.Table, number: dict[str, int]) -> NDArray[np.int64]:
+    """The place of each row's file, -1 for a file that is not listed."""
+    return np.asarray([number.get(i, -1) for i in table.column("file").to_pylist()], np.int64)
+
+
+def vectors_in(table: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
+    """The column of vectors as an array (N, E)."""
+    flat = table.column("vector")
+    if hasattr(flat, "combine_chunks"):
+        flat = flat.combine_chunks()
+    return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), flat.type.list_size)
 
 
 def located(place: str | Path) -> tuple[str, bool]:

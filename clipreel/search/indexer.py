@@ -79,13 +79,9 @@ def update(
     *,
     timeout_s: float = 120.0,
     workers: int = 2,
-    ann: bool = False,
     progress: Callable[[int, int, Report], None] = lambda done, total, report: None,
 ) -> Report:
-    """Make the index equal to what lies below the folders. Raises ClipreelError when a folder is not there.
-
-    `ann` builds the approximate index however few the vectors are (see `clipreel.search.ann`).
-    """
+    """Make the index equal to what lies below the folders. Raises ClipreelError when a folder is not there."""
     check_space(index, model)
     segments = Segments(**index.facts["segments"])
     for root in roots:
@@ -106,7 +102,7 @@ def update(
             _bookkeep(index, changes, report)
             _encode(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
-        refresh(index, model, ann)
+        refresh(index, model)
     return report
 
 

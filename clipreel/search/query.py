@@ -51,6 +51,8 @@ class Filter:
 
     def files(self, files: Sequence[File]) -> NDArray[np.bool_]:
         """Which files pass."""
+        if self == Filter(after_s=self.after_s, before_s=self.before_s):
+            return np.ones(len(files), bool)  # without looking at each: there may be many
         below = None if self.under is None else str(Path(self.under).absolute())
 
         def fits(path: str, duration_s: float) -> bool:
@@ -63,9 +65,9 @@ class Filter:
         return np.array([fits(f.path, f.duration_s) for f in files], bool)
 
     def where(self) -> str:
-        """The condition on the time of moments in the store's language."""
-        parts = [f"end_s > {self.after_s!r}"] if self.after_s > 0 else []
-        parts += [f"start_s < {self.before_s!r}"] if self.before_s < float("inf") else []
+        """The condition on the time of moments in the store's language (which knows no infinity)."""
+        parts = [f"end_s > {self.after_s!r}"] if 0 < self.after_s < float("inf") else []
+        parts += [f"start_s < {self.before_s!r}"] if abs(self.before_s) < float("inf") else []
         return " AND ".join(parts)
 
 
