@@ -116,6 +116,7 @@ def search(
     device: str = "auto",
     json: Flag = False,
     open: Flag = False,
+    exact: Flag = False,
 ) -> int:
     """Find the videos and moments that fit a text, an image or a video best.
 
@@ -140,6 +141,7 @@ def search(
         device: Where the model runs: auto takes the GPU where there is one.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
+        exact: Compare with every vector even where the index has an approximate index.
     """
     from dataclasses import replace
 
@@ -160,7 +162,7 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    searcher = Searcher(store, load_model(model or store.facts["model"], False, device))
+    searcher = Searcher(store, load_model(model or store.facts["model"], False, device), exact)
     hits = searcher.search(query, k)
     for rank, hit in enumerate(hits, 1):
         if json:
@@ -184,6 +186,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
+    from clipreel.search.ann import described
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -198,6 +201,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         "videos": len(good),
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
+        "approximate": store.facts.get("ann"),
         "skipped": bad,
     }
     if json:
@@ -207,7 +211,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
     print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
-    print("search   exact, in memory")
+    print(f"search   {described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0
 

@@ -18,6 +18,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.heads import mean_pool
+from clipreel.search.ann import refresh
 from clipreel.search.index import LEVELS, File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
 from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
@@ -101,6 +102,7 @@ def update(
             _bookkeep(index, changes, report)
             _encode(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
+        refresh(index, model)
     return report
 
 
