@@ -71,7 +71,7 @@ def check_space(index: Index, model: Retriever) -> None:
         adapter = index.facts.get("adapter")
         use = f"--model {index.facts['model']}" + (f" --adapter {adapter}" if adapter else "")
         raise ClipreelError(
-            f"the index at {index.place} was made with {use} (space {index.facts['space']}), and "
+            f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
             f"{model.name} has space {model.space}: use {use}, or another --index"
         )
 
