@@ -42,7 +42,7 @@ MV_NAMES = {
 }
 MV_ADAPTER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.mlp\.adapter\.(.+)")
 MV_FACTOR = re.compile(r"prompt\.(\d+)")
-MV_OPTIONS = {"forward": "seq", "n_head": 2, "scale": 0.1, "attn_type": "uni", "position": None}
+MV_OPTIONS = {"forward": "seq", "n_head": 2, "scale": 0.1, "attn_type": "uni", "position": None, "no_cc": None}
 
 
 def vop_config(
@@ -146,8 +146,8 @@ def mv_config(adapters: Mapping[str, Tensor], stated: Mapping[str, Any]) -> MvAd
     tie = s["position"] or ("none" if not ties["vision"] else _released_tie(adapters, ties["vision"][0], vision))
     if tie not in TIES:
         raise ClipreelError(f"position {tie!r}: allowed are {', '.join(TIES)}")
-    frames = shape(r"vision\.\d+\.pos")
-    words = shape(r"text\.\d+\.pos")
+    frames, words = shape(r"vision\.\d+\.pos"), shape(r"text\.\d+\.pos")
+    calibrated = any(".calibrate_" in n for n in adapters)
     both = (vision or text or (64, 0))[0]
     return MvAdapterConfig(
         width=both,
@@ -159,7 +159,7 @@ def mv_config(adapters: Mapping[str, Tensor], stated: Mapping[str, Any]) -> MvAd
         biases=False,
         forward=s["forward"],
         temporal=tuple(c for c in "cp" if layers("vision", f"calibrate_{c}.b.weight")),
-        context=not any("calibrate" in n for n in adapters) or any(".g.weight" in n for n in adapters),
+        context=not s["no_cc"] if s["no_cc"] is not None else not calibrated or any(".g.weight" in n for n in adapters),
         lnin=any(".ln_in." in n for n in adapters),
         causal=s["attn_type"] == "uni",
         tie=tie,
@@ -178,7 +178,7 @@ def _released_tie(adapters: Mapping[str, Tensor], layer: int, down: tuple[int, .
 
 
 def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: str, dtype: str) -> Retriever:
-    """The released MV-Adapter: adapters and biases of CLIP on the base that `config["clip"]` names, or a whole model."""
+    """The released MV-Adapter: adapters and biases on the CLIP that `config["clip"]` names, or a whole model."""
     stated = {k: v for k, v in config.items() if k not in ("clip", "vision_heads", "text_heads", "tokenizer")}
     adapters, own = mv_split(state)
     found = mv_config(adapters, stated)
@@ -189,6 +189,8 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: s
         facts = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
         loaded = translate(own, activation="quick_gelu", facts=facts)
         loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else None
+        if not adapters:  # a full fine-tuning with the same code
+            return assemble(loaded, name="mv-adapter", device=device, dtype=dtype)
     elif "clip" not in config:
         raise ClipreelError(
             "this MV-Adapter checkpoint holds adapters and biases alone; name the CLIP below them in the config, "
@@ -198,7 +200,7 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: s
         loaded = load_weights(config["clip"])
         found = replace(found, biases=True)
         adapters |= _biases(own, loaded)
-    loaded.sampling = loaded.sampling or Sampling("mv_adapter", found.frames).to_dict()
+    loaded.sampling = Sampling("mv_adapter", found.frames).to_dict()
 
     def build(clip: Clip) -> MvAdapter:
         tuner = MvAdapter(clip, found)
@@ -230,7 +232,7 @@ def load_official(
 
     `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
     configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer;
-    mv-adapter: clip, the source of the base, and forward, n_head, scale, attn_type, position).
+    mv-adapter: clip, the source of the base, and forward, n_head, scale, attn_type, position, no_cc).
     Raises ClipreelError that names the system or the tensor that does not fit.
     """
     if system not in SYSTEMS:

@@ -127,6 +127,9 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        if frame_mask is not None and not (real := frame_mask.any(1)).all():
+            empty = (~real).nonzero()[0].item()
+            raise ClipreelError(f"video {empty} of {len(real)} has no real frame in its frame_mask; leave it out")
         mask = None if frame_mask is None else frame_mask.to(self.device)
         with self._autocast():
             return self.clip.encode_video(frames.to(self.device), self.tuner, mask)
