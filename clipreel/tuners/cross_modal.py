@@ -7,6 +7,7 @@ released code's description (LeapLabTHU/Cross-Modal-Adapter); there is no parity
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,10 @@ from clipreel.sites import NOTHING, LayerTuner
 from clipreel.tuners.overriding import WithBiases
 
 BRANCHES = ("attn", "ffn")
-ACTIVATIONS = {"gelu": partial(F.gelu, approximate="tanh"), "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class HalfShared(nn.Module):
 
 
 class CrossModalLayer(LayerTuner):
-    def __init__(self, c: CrossModalConfig, d: int, shared: nn.ModuleDict) -> None:
+    def __init__(self, c: CrossModalConfig, d: int, shared: Mapping[str, nn.Linear]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({branch: HalfShared(c, d, shared[branch]) for branch in c.branches})
         if "attn" in c.branches:
@@ -88,11 +92,9 @@ class CrossModal(WithBiases):
                 f"the towers have {base.vision.layers} and {base.text.layers} layers, which cannot share pair by pair; "
                 "use a base with as many of both"
             )
+        shared = [{branch: nn.Linear(c.width, c.shared) for branch in c.branches} for _ in range(base.text.layers)]
         # registered before the layers that share them, so that each tensor bears one name
-        self.shared = nn.ModuleList(
-            nn.ModuleDict({branch: nn.Linear(c.width, c.shared) for branch in c.branches})
-            for _ in range(base.text.layers)
-        )
+        self.shared = nn.ModuleList(nn.ModuleDict(part) for part in shared)
         for name, tower in (("vision", base.vision), ("text", base.text)):
             for i in range(tower.layers):
-                self.place(name, i, CrossModalLayer(c, tower.width, self.shared[i]))
+                self.place(name, i, CrossModalLayer(c, tower.width, shared[i]))

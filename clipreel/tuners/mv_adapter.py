@@ -251,8 +251,9 @@ class VideoBottleneck(Bottleneck):
 
     def linear_of(self, linear: nn.Linear, x_BTLD: Tensor, tied: Tensor | None, scale: float | None = None) -> Tensor:
         """`linear` on all tokens, with the tied weight on those that it is for, times `scale`."""
-        weight, bias = linear.weight if tied is None or not self.all_tied else tied, linear.bias
-        first = None if tied is None or self.all_tied else tied
+        weight: Tensor = linear.weight
+        bias: Tensor = linear.bias
+        weight, first = (tied, None) if tied is not None and self.all_tied else (weight, tied)
         if scale is not None:  # on the weights, which are smaller than the tokens
             weight, bias, first = weight * scale, bias * scale, None if first is None else first * scale
         if first is None:
