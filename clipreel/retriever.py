@@ -113,6 +113,7 @@ class Retriever:
         """One vector (B, E) float32 per video.
 
         `frames` (B, T, 3, H, W) are normalised pixels (`preprocess`); `frame_mask` (B, T) is False on padded frames.
+        Raises ClipreelError for a video without a real frame.
         """
         z = self._frames(frames, frame_mask)
         pooled_over_frames = z.shape[1] == frames.shape[1]
