@@ -110,11 +110,14 @@ def mv_split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     adapters: dict[str, Tensor] = {}
     clip: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
+    copies: dict[str, Tensor] = {}
     for theirs, tensor in state.items():
         name = mv_name(theirs.removeprefix("clip."))
-        if name is not None and not name.endswith(".shared_factor"):  # a second name of a factor, in whole state dicts
+        if name is not None and name.endswith(".shared_factor"):  # a second name of a factor, in whole state dicts
+            copies[theirs] = tensor
+        elif name is not None:
             adapters[name] = tensor
-        elif name is None:
+        else:
             plain = theirs.removeprefix("clip.").replace(".attn.ln.", ".ln_1.").replace(".mlp.ln.", ".ln_2.")
             if found := re.fullmatch(r"(.+\.attn\.)([qkv])_proj\.(weight|bias)", plain):
                 thirds.setdefault(f"{found[1]}in_proj_{found[3]}", {})[found[2]] = tensor
@@ -124,6 +127,10 @@ def mv_split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         if set(parts) != set("qkv"):
             raise ClipreelError(f"{name}: only {', '.join(sorted(parts))} of q, k, v are in this MV-Adapter checkpoint")
         clip[name] = torch.cat([parts[p] for p in "qkv"])
+    factors = [tensor for name, tensor in adapters.items() if name.startswith("factors.")]
+    for name, tensor in copies.items():
+        if not any(torch.equal(tensor, factor) for factor in factors):
+            raise ClipreelError(f"{name} should be a copy of a factor and is not; the file is damaged, fetch it again")
     return adapters, clip
 
 
@@ -173,7 +180,7 @@ def mv_config(adapters: Mapping[str, Tensor], stated: Mapping[str, Any]) -> MvAd
 
 def _released_tie(adapters: Mapping[str, Tensor], layer: int, down: tuple[int, ...] | None) -> str:
     """Released checkpoints tie what goes into or comes out of the down-projection; the size of the factors tells."""
-    size = len(adapters[f"vision.{layer}.tie.proj.bias"])
+    size = len(adapters[f"vision.{layer}.tie.proj.weight"])
     return "down out" if down is not None and size == down[0] else "down in"
 
 
@@ -188,6 +195,8 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: s
     if "visual.conv1.weight" in own:
         facts = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
         loaded = translate(own, activation="quick_gelu", facts=facts)
+        if loaded.extra:
+            raise ClipreelError(f"unexpected in an MV-Adapter model: {', '.join(sorted(loaded.extra)[:5])}")
         loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else None
         if not adapters:  # a full fine-tuning with the same code
             return assemble(loaded, name="mv-adapter", device=device, dtype=dtype)

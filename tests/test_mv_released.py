@@ -213,3 +213,24 @@ def test_released_checkpoints_that_do_not_fit(clip: Clip, tmp_path: Path) -> Non
         load_official("mv-adapter", state, {**config, "scales": 1}, device="cpu")
     with pytest.raises(ClipreelError, match="position 'up': allowed"):
         load_official("mv-adapter", state, {**config, "position": "up"}, device="cpu")
+
+
+def test_whole_models_load_without_a_base(clip: Clip) -> None:
+    """A full state dict: CLIP with tuned biases, adapters, and factors under their second names too."""
+    tuner = made(clip, width=16)
+    tuned = {**clip.state_dict(), **{n: p.detach() for n, p in tuner.overrides.items()}}
+    state: dict[str, Tensor] = {}
+    for name, tensor in to_openai(tuned, clip.config).items():
+        state |= split(f"clip.{name}", tensor)
+    state |= {n: p for n, p in released(tuner, clip).items() if "adapter" in n or "prompt" in n}
+    second = "clip.transformer.resblocks.1.mlp.adapter.shared_factor"
+    state[second] = state["clip.prompt.0"]
+    model = load_official("mv-adapter", state, device="cpu")
+    assert not model.tuner.config.biases
+    torch.testing.assert_close(model.encode_frames(video()), unit(clip.encode_video(video(), tuner)))
+    bare = {n: t for n, t in state.items() if "adapter" not in n and "prompt" not in n}
+    assert load_official("mv-adapter", bare, device="cpu").encode_text(ids()).shape == (3, 16)
+    with pytest.raises(ClipreelError, match="should be a copy of a factor"):
+        load_official("mv-adapter", {**state, second: torch.ones(32)}, device="cpu")
+    with pytest.raises(ClipreelError, match="unexpected in an MV-Adapter model: head"):
+        load_official("mv-adapter", {**state, "clip.head": torch.ones(2)}, device="cpu")
