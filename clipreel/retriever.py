@@ -116,6 +116,7 @@ class Retriever:
         """One vector (B, E) float32 per video.
 
         `frames` (B, T, 3, H, W) are normalised pixels (`preprocess`); `frame_mask` (B, T) is False on padded frames.
+        Raises ClipreelError for a video without a real frame.
         """
         z = self._frames(frames, frame_mask)
         pooled_over_frames = z.shape[1] == frames.shape[1]
@@ -130,6 +131,9 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        if frame_mask is not None and not (real := frame_mask.any(1)).all():
+            empty = (~real).nonzero()[0].item()
+            raise ClipreelError(f"video {empty} of {len(real)} has no real frame in its frame_mask; leave it out")
         mask = None if frame_mask is None else frame_mask.to(self.device)
         with self._autocast():
             return self.clip.encode_video(frames.to(self.device), self.tuner, mask)
