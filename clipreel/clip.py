@@ -54,6 +54,11 @@ def normalise(norm: nn.LayerNorm, x: Tensor, over: Mapping[str, Tensor], name: s
         return F.layer_norm(x.float(), norm.normalized_shape, w.float(), b.float(), norm.eps).to(x.dtype)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), the activation of OpenAI's models."""
+    return F.silu(1.702 * x) / 1.702
+
+
 class Block(nn.Module):
     """One pre-norm transformer block: x + attention, then x + MLP."""
 

@@ -53,7 +53,7 @@ class Retriever:
         dtype: torch.dtype = torch.float32,
         warnings: Sequence[str] = (),
     ) -> None:
-        self.adapter = adapter
+        self.adapter, self.adapter_folder, self.base_name = adapter, "", name
         self.clip, self.tuner, self.tokenizer = clip.eval(), tuner.eval(), tokenizer
         self.preprocess, self.sampling, self.name, self.dtype = preprocess, sampling, name, dtype
         self.context, self.embed_dim = clip.config.context - tuner.text_slots, clip.config.embed
@@ -71,8 +71,10 @@ class Retriever:
         name: str | None = None,
         preprocess: Preprocess | None = None,
         sampling: Sampling | None = None,
+        folder: str = "",
     ) -> Retriever:
-        """Another retriever on the same base in memory, with this tuner; `adapter` is the identity of its tensors."""
+        """Another retriever on the same base in memory, with this tuner; `adapter` is the identity of its tensors and
+        `folder` where it lies."""
         other = Retriever(
             self.clip,
             tokenizer=self.tokenizer,
@@ -84,6 +86,7 @@ class Retriever:
             dtype=self.dtype,
             warnings=self.warnings,
         )
+        other.adapter_folder, other.base_name = folder, self.base_name
         other.__dict__["fingerprint"] = self.fingerprint  # hashing the base once is enough
         return other
 
@@ -113,6 +116,7 @@ class Retriever:
         """One vector (B, E) float32 per video.
 
         `frames` (B, T, 3, H, W) are normalised pixels (`preprocess`); `frame_mask` (B, T) is False on padded frames.
+        Raises ClipreelError for a video without a real frame.
         """
         z = self._frames(frames, frame_mask)
         pooled_over_frames = z.shape[1] == frames.shape[1]
@@ -127,6 +131,9 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        if frame_mask is not None and not (real := frame_mask.any(1)).all():
+            empty = (~real).nonzero()[0].item()
+            raise ClipreelError(f"video {empty} of {len(real)} has no real frame in its frame_mask; leave it out")
         mask = None if frame_mask is None else frame_mask.to(self.device)
         with self._autocast():
             return self.clip.encode_video(frames.to(self.device), self.tuner, mask)

@@ -190,6 +190,13 @@ def test_the_released_layout_loads(clip: Clip) -> None:
     torch.testing.assert_close(model.encode_video(video()), mean_pool(clip.encode_video(video(), tuner)).detach())
 
 
+def test_two_checkpoints_on_one_base_are_two_spaces(clip: Clip) -> None:
+    a, b = released(clip, vip(clip)), released(clip, vip(clip, moved=False))
+    one, two, same = (load_official("clip-vip", s, device="cpu") for s in (a, b, a))
+    assert one.fingerprint == two.fingerprint
+    assert one.space == same.space != two.space
+
+
 def test_another_number_of_frames_is_resampled_and_said(clip: Clip) -> None:
     tuner = vip(clip)
     config = {"clip_vision_additional_config": {"type": "ViP", "temporal_size": 8}}
@@ -214,6 +221,7 @@ def test_files_that_do_not_fit(clip: Clip) -> None:
     wrong = [
         ({"add_cls_num": 7}, state, "has 3 added proxies"),
         ({"if_use_temporal_embed": 0}, state, "a temporal embedding"),
+        ({"clip_vision_additional_config": {"add_cls": 3}}, state, "add_cls is no option here"),
         ({"type": "CLIP"}, state, "frame by frame, but the checkpoint has vision_model.embeddings.added_cls"),
         (
             {},

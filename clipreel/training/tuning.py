@@ -1,6 +1,6 @@
 """Tuning a base to pairs of videos and captions, from the files to an adapter with its before and after.
 
-Trained on some pairs, selected on others, and compared on held-out ones (pairs.py).
+The weights are chosen on one part of the data and compared on another, neither of which is trained on (pairs.py).
 """
 
 from __future__ import annotations
