@@ -136,7 +136,7 @@ def clip_vip(state: Mapping[str, Tensor], config: Mapping[str, Any], device: str
     if unknown := set(block) - set(CLIP_VIP_OPTIONS):
         raise ClipreelError(f"{', '.join(sorted(unknown))} is no option here; there are {', '.join(CLIP_VIP_OPTIONS)}")
     config = {**config, **block}
-    facts = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
+    facts: dict[str, Any] = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
     pools = config.get("type", "ViP") != "ViP"
     if pools and (extra := [n for n in CLIP_VIP.values() if n in state and state[n].numel()]):
         raise ClipreelError(f"type {config['type']!r} is CLIP frame by frame, but the checkpoint has {extra[0]}")
