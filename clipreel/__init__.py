@@ -9,16 +9,20 @@ __version__ = "0.1.0"
 
 # Names are resolved on first use: `import clipreel` must not import torch.
 _WHERE = {
-    "load": "clipreel.retriever",
+    "load": "clipreel.adapter",
+    "load_official": "clipreel.official",
+    "save_adapter": "clipreel.adapter",
     "Retriever": "clipreel.retriever",
     "ClipreelError": "clipreel.errors",
 }
 
 if TYPE_CHECKING:
+    from clipreel.adapter import load, save_adapter
     from clipreel.errors import ClipreelError
-    from clipreel.retriever import Retriever, load
+    from clipreel.official import load_official
+    from clipreel.retriever import Retriever
 
-__all__ = ["ClipreelError", "Retriever", "__version__", "load"]
+__all__ = ["ClipreelError", "Retriever", "__version__", "load", "load_official", "save_adapter"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clipreel.checkpoints import load_weights, resize_positions
+from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import mean_pool, unit
@@ -48,17 +49,43 @@ class Retriever:
         sampling: Sampling,
         name: str,
         tuner: Tuner = PLAIN,
+        adapter: str = "none",
         dtype: torch.dtype = torch.float32,
         warnings: Sequence[str] = (),
     ) -> None:
+        self.adapter = adapter
         self.clip, self.tuner, self.tokenizer = clip.eval(), tuner.eval(), tokenizer
         self.preprocess, self.sampling, self.name, self.dtype = preprocess, sampling, name, dtype
-        self.context, self.embed_dim = clip.config.context, clip.config.embed
+        self.context, self.embed_dim = clip.config.context - tuner.text_slots, clip.config.embed
         self.warnings = tuple(warnings)
 
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
+
+    def adapted(
+        self,
+        tuner: Tuner,
+        *,
+        adapter: str,
+        name: str | None = None,
+        preprocess: Preprocess | None = None,
+        sampling: Sampling | None = None,
+    ) -> Retriever:
+        """Another retriever on the same base in memory, with this tuner; `adapter` is the identity of its tensors."""
+        other = Retriever(
+            self.clip,
+            tokenizer=self.tokenizer,
+            preprocess=preprocess or self.preprocess,
+            sampling=sampling or self.sampling,
+            name=name or self.name,
+            tuner=tuner,
+            adapter=adapter,
+            dtype=self.dtype,
+            warnings=self.warnings,
+        )
+        other.__dict__["fingerprint"] = self.fingerprint  # hashing the base once is enough
+        return other
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,9 +98,10 @@ class Retriever:
 
     @cached_property
     def space(self) -> str:
-        """Vectors compare only inside one space: base weights, tokenizer, pixel recipe and frame sampling."""
+        """Vectors compare only inside one space: base, adapter, tokenizer, pixel recipe and frame sampling."""
         words = "none" if self.tokenizer is None else self.tokenizer.fingerprint
-        parts = (self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint())
+        parts = [self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint()]
+        parts += [self.adapter] if self.tuner is not PLAIN else []
         return hashlib.blake2b("/".join(parts).encode(), digest_size=10).hexdigest()
 
     @property
@@ -170,13 +198,35 @@ def load(
 
     `activation` settles what bare weights do not say ("quick_gelu" or "gelu"); `image_size` resizes the patch
     positions once; `sampling` and `preprocess` replace the recipe of the checkpoint; `download` False takes a hub id
-    from the local cache only. Raises ClipreelError that names
-    what is missing and what to do.
+    from the local cache only. Raises ClipreelError that names what is missing and what to do.
     """
     found = load_weights(BUILT_IN.get(str(source), source), activation=activation, download=download)
+    return assemble(
+        found,
+        name=str(source),
+        device=device,
+        dtype=dtype,
+        image_size=image_size,
+        sampling=sampling,
+        preprocess=preprocess,
+    )
+
+
+def assemble(
+    found: Loaded,
+    *,
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    image_size: int | None = None,
+    sampling: Sampling | None = None,
+    preprocess: Preprocess | None = None,
+    tuner: Callable[[Clip], Tuner] | None = None,
+) -> Retriever:
+    """A retriever from weights under our names; `tuner` builds the method on them."""
     config, state = found.config, found.state
     if image_size is not None and image_size != config.image_size:
-        config = type(config)(**{**vars(config), "image_size": image_size})
+        config = replace(config, image_size=image_size)
         grid = image_size // config.patch
         state = {**state, "vision.pos": resize_positions(state["vision.pos"], (grid, grid))}
     with torch.device("meta"):
@@ -189,10 +239,11 @@ def load(
         recipe["size"] = image_size
     return Retriever(
         clip.to(where),
+        tuner=PLAIN if tuner is None else tuner(clip).to(where),
         tokenizer=None if found.tokenizer_files is None else Tokenizer.from_files(found.tokenizer_files),
         preprocess=preprocess or Preprocess(**{"size": config.image_size, **recipe}),
         sampling=sampling or Sampling(**(found.sampling or {})),
-        name=str(source),
+        name=name,
         dtype=pick_dtype(dtype, where),
         warnings=found.warnings,
     )

@@ -41,8 +41,11 @@ class Tuner(nn.Module):
     """A method's trainable part. Parameters that layers or towers share belong here and are referenced by the layers.
 
     `overrides` maps names of base tensors ("vision.blocks.3.out.bias") to the tensors that replace them, so the base
-    in memory is never written.
+    in memory is never written. `text_slots` is how many slots of a text the method's own tokens take; texts are
+    tokenised to that many less.
     """
+
+    text_slots = 0
 
     def layer(self, tower: str, index: int) -> LayerTuner | None:
         """The sites of block `index` of tower "vision" or "text"."""
@@ -71,6 +74,23 @@ class Tuner(nn.Module):
     def read_text(self, ends_N: Tensor, length: int) -> Tensor:
         """The slot (N,) that is read, from the slot of the end token in the ids and the number of id slots."""
         return ends_N
+
+
+class Layered(Tuner):
+    """A tuner that keeps its layers by tower and block, under the names vision.0, text.0 and so on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed: dict[tuple[str, int], LayerTuner] = {}
+
+    def place(self, tower: str, index: int, layer: LayerTuner) -> None:
+        if tower not in self._modules:
+            self.add_module(tower, nn.ModuleDict())
+        self.get_submodule(tower).add_module(str(index), layer)
+        self.placed[tower, index] = layer
+
+    def layer(self, tower: str, index: int) -> LayerTuner | None:
+        return self.placed.get((tower, index))
 
 
 NO_SITES = LayerTuner()
@@ -137,6 +157,7 @@ class Chain(Tuner):
     def __init__(self, first: Tuner, second: Tuner) -> None:
         super().__init__()
         self.first, self.second = first, second
+        self.text_slots = first.text_slots + second.text_slots
         clash = sorted(set(first.overrides) & set(second.overrides))
         if clash:
             raise ValueError(f"both tuners replace {', '.join(clash[:3])}")

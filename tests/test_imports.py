@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sites": {"patterns"},
     "clip": {"patterns", "sites"},
     "heads": set(),
+    "losses": {"heads"},
     "tokenizer": set(),
     "archive": set(),
     "hub": set(),
@@ -25,10 +26,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "video": set(),
     "data": {"video"},
     "evaluation": {"data", "video"},
-    "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "tuners", "video"},
-    "training": {"checkpoints", "clip", "data", "evaluation", "heads", "retriever", "sites", "tuners", "video"},
-    "search": {"heads", "retriever", "video"},
-    "cli": {"data", "evaluation", "retriever", "search", "training", "video"},
+    "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
+    "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
+    | {"retriever", "sites", "tuners", "video"},
+    "search": {"adapter", "heads", "retriever", "video"},
+    "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
     "errors": set(),
 }
 

@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import demo, evaluate, info, search
+from clipreel.cli import demo, evaluate, info, prepare, search
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -19,6 +19,7 @@ app = App(
 )
 for verb in (demo.demo, search.index, search.search, search.status, search.forget, evaluate.evaluate, info.info):
     app.command(verb)
+app.command(prepare.prepare)
 
 
 def main(argv: list[str] | None = None) -> int:

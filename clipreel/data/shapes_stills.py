@@ -1,7 +1,7 @@
 """Stills of the shapes world with captions, for image-text pre-training: the films never take part.
 
-They come in twos that differ in one thing (an attribute, who stands where, what comes first), so that word order
-matters in every batch. Comic strips (beginning left, end right) carry every word of the films' captions.
+They come in twos and fours that differ in one thing (an attribute, who stands where, what comes first), so that word
+order matters in every batch. Comic strips (beginning left, end right) carry every word of the films' captions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from clipreel.data.shapes import (
     SIDES,
     SIZES,
     Thing,
+    held_out,
     random_scene,
     random_thing,
     still_of,
@@ -36,10 +37,16 @@ PLACES = {
 ATTRIBUTES = ("shape", "colour", "size", "relation")
 
 
+OTHER_WAY = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
 @dataclass(frozen=True)
 class Still:
+    """`same`: stills of which it is equal are told by each other's captions too ("a left of b", "b right of a")."""
+
     image: Image
     caption: str
+    same: str
 
 
 def picture(marks: list[Mark], rng: Random, size: int) -> Image:
@@ -51,7 +58,7 @@ def one(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
     a = random_thing(rng, unseen)
     changed = rng.choice(("shape", "colour", "size", "place"))
     b = a
-    while changed != "place" and b == a:
+    while changed != "place" and (b == a or (held_out(b) and not unseen)):
         other = random_thing(rng)
         b = replace(a, **{changed: getattr(other, changed)})
     places = rng.sample(list(PLACES), 2) if changed == "place" else [rng.choice(list(PLACES))] * 2
@@ -63,7 +70,7 @@ def one(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
         x, y = PLACES[place] if placed else (rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
         text = thing.phrase(rng, sized) + (f" {place}" if placed else "")
         x, y = x + rng.uniform(-0.1, 0.1), y + rng.uniform(-0.1, 0.1)
-        stills.append(Still(picture([thing.mark(x, y, rng.uniform(0.9, 1.1))], rng, size), text))
+        stills.append(Still(picture([thing.mark(x, y, rng.uniform(0.9, 1.1))], rng, size), text, text))
     return stills
 
 
@@ -81,18 +88,19 @@ def related(a: Thing, b: Thing, relation: str, rng: Random) -> list[Mark]:
 
 
 def two(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
-    """Two things, and the same two in exchanged roles."""
+    """Two things and the same two in exchanged roles, each said from both sides: neither the order of the words nor
+    the relation alone tells the four captions apart."""
     a = random_thing(rng, unseen)
     b = random_thing(rng, other_than=a)
     relation = rng.choice((*SIDES, "behind"))
     sized = rng.random() < 0.3
-    return [
-        Still(
-            picture(related(p, q, relation, rng), rng, size),
-            f"{p.phrase(rng, sized)} {relation} {q.phrase(rng, sized)}",
-        )
-        for p, q in ((a, b), (b, a))
-    ]
+    names = {thing: thing.phrase(rng, sized) for thing in (a, b)}
+    stills = []
+    for p, q in ((a, b), (b, a)):
+        same = f"{names[p]} {relation} {names[q]}"
+        said = [same] if relation == "behind" else [same, f"{names[q]} {OTHER_WAY[relation]} {names[p]}"]
+        stills += [Still(picture(related(p, q, relation, rng), rng, size), text, said[0]) for text in said]
+    return stills
 
 
 def three(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
@@ -103,7 +111,8 @@ def three(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
         spots = rng.sample([(-0.55, -0.5), (0.55, -0.5), (0.0, 0.1), (-0.5, 0.6), (0.5, 0.6)], 3)
         words = [t.phrase(rng, False) for t in things]
         marks = [replace(t, size="small").mark(x, y) for t, (x, y) in zip(things, spots, strict=True)]
-        stills.append(Still(picture(marks, rng, size), f"{words[0]} with {words[1]} and {words[2]}"))
+        text = f"{words[0]} with {words[1]} and {words[2]}"
+        stills.append(Still(picture(marks, rng, size), text, text))
         things[rng.randrange(3)] = random_thing(rng)
     return stills
 
@@ -112,15 +121,16 @@ def strip(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
     """A comic strip of a scene and of its opposite, or of another scene where there is no opposite."""
     scene = random_scene(rng, rng.choice(list(PHRASES)), unseen)
     other = scene.opposite() or random_scene(rng, scene.kind)
-    return [Still(still_of(s, size), s.caption(rng)) for s in (scene, other)]
+    told = [(s, s.caption(rng)) for s in (scene, other)]
+    return [Still(still_of(s, size), text, text) for s, text in told]
 
 
-MIX = (0.35, 0.3, 0.1, 0.25)  # shares of one, two, three, strip
+MIX = (0.35, 0.25, 0.1, 0.25)  # weights of one, two, three, strip
 
 
 def stills(seed: int | str, size: int, mix: tuple[float, ...] = MIX) -> Iterator[Still]:
-    """An endless stream of training stills, twins next to each other. Scenes avoid the held-out pairs of shape
-    and colour; the twin of a single thing, with its shape or colour changed, may be one."""
+    """An endless stream of training stills, twins next to each other. The held-out pairs of shape and colour never
+    come up."""
     rng = Random(f"stills/{seed}")
     while True:
         kind = rng.choices((one, two, three, strip), mix)[0]

@@ -123,5 +123,6 @@ def evaluate_vectors(
         tokens=model.context,
         tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
         base=model.fingerprint[:12],
+        adapter=model.adapter[:12],
     )
     return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax)

@@ -1,0 +1,94 @@
+"""All methods by name: what they are, their options, and how they are built on a CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from clipreel.clip import Clip
+from clipreel.errors import ClipreelError
+from clipreel.sites import Tuner
+from clipreel.tuners.lora import Lora, LoraConfig
+from clipreel.tuners.overriding import Overriding, OverridingConfig
+from clipreel.tuners.parallel import Parallel, ParallelConfig
+from clipreel.tuners.vop import Vop, VopConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """`preset` are the options that make this method of its tuner; `identity`: it starts as the base itself;
+    `temporal`: frames in another order can give another vector; `rate`: the learning rate to start from."""
+
+    about: str
+    build: Callable[[Clip, Any], Tuner]
+    config: type
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    identity: bool = False
+    temporal: bool = False
+    rate: float = 1e-3
+
+
+def _vop(about: str, *, temporal: bool = False, rate: float = 1e-3, **preset: Any) -> Method:
+    return Method(about, Vop, VopConfig, preset, temporal=temporal, rate=rate)
+
+
+def _base(about: str, rate: float, **preset: Any) -> Method:
+    return Method(about, Overriding, OverridingConfig, preset, identity=True, rate=rate)
+
+
+TUNERS: Mapping[str, Method] = {
+    "vop": _vop("prompts in every layer of both towers"),
+    "vop_p": _vop("VoP, half of the prompts per frame position", general=4, position=4, temporal=True),
+    "vop_c": _vop("VoP, half of the prompts from a BiLSTM over the frames", general=4, context=4, temporal=True),
+    "vop_f": _vop("VoP, the last layers see all frames", joint_layers=4, temporal=True),
+    "vop_fp": _vop("VoP^F with position prompts", general=4, position=4, joint_layers=4, temporal=True),
+    "vop_fc": _vop("VoP^F with context prompts", general=4, context=4, joint_layers=4, temporal=True),
+    "vop_pc": _vop("position and context prompts", general=4, position=2, context=2, temporal=True),
+    "vop_fpc": _vop("all of VoP", general=4, position=2, context=2, joint_layers=4, temporal=True),
+    "vpt": _vop("prompts in the video tower only (VPT, deep)", prefix=0),
+    "coop": _vop("prompts before the words only (CoOp)", general=0, prefix=16, text_layers=(0,)),
+    "text_prompts": _vop("the text half of VoP", general=0),
+    "full": _base("every tensor of the base", 1e-6, what="full"),
+    "bias": _base("every bias of the base", 1e-4, what="bias"),
+    "proj": _base("both projections", 1e-4, what="proj"),
+    "partial": _base("the last blocks of both towers", 1e-5, what="partial"),
+    "adapter_attn": Method(
+        "bottlenecks beside attention", Parallel, ParallelConfig, {"branch": "attn"}, True, rate=3e-4
+    ),
+    "adapter_ffn": Method("bottlenecks beside the MLP", Parallel, ParallelConfig, {"branch": "ffn"}, True, rate=3e-4),
+    "lora": Method("low-rank updates of q and v", Lora, LoraConfig, identity=True, rate=3e-4),
+}
+
+
+def method(name: str) -> Method:
+    """The method of this name; ClipreelError lists the known ones."""
+    if name not in TUNERS:
+        near = get_close_matches(name, TUNERS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ClipreelError(f"there is no method {name!r}{hint} Methods: {', '.join(TUNERS)}")
+    return TUNERS[name]
+
+
+def options(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a method, its preset changed by `changes`; ClipreelError for an option that it does not have."""
+    m = method(name)
+    known = [f.name for f in fields(m.config)]
+    for key in changes:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ClipreelError(f"the method {name} has no option {key!r}{hint} Options: {', '.join(known)}")
+    merged = {**m.preset, **changes}
+    try:
+        # sequences come as lists from JSON and YAML
+        return asdict(m.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}))
+    except TypeError as e:
+        raise ClipreelError(f"options of {name}: {e}") from e
+
+
+def build(name: str, clip: Clip, changes: Mapping[str, Any] | None = None) -> Tuner:
+    """A new tuner of this method on a backbone, in training mode, its tensors on the CPU."""
+    m = method(name)
+    return m.build(clip, m.config(**options(name, changes or {})))

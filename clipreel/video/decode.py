@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -31,6 +32,7 @@ from clipreel.video.sampling import Rng, Sampling, clip4clip
 
 av.logging.set_level(None)  # the reasons go into errors and warnings, not to the terminal
 
+Item = TypeVar("Item")
 REASONS = ("missing", "no-access", "empty", "not-video", "no-frames", "corrupt", "timeout")
 WHAT_TO_DO = {
     "missing": "check the path",
@@ -379,26 +381,26 @@ def picture(frame: VideoFrame, rotation: int, transform: Callable[[Tensor], Tens
 
 
 def read_many(
-    paths: Iterable[Path],
-    read: Callable[[Path], Frames],
+    items: Iterable[Item],
+    read: Callable[[Item], Frames],
     workers: int = 2,
     ahead: int = 4,
-) -> Iterator[tuple[Path, Frames | DecodeError]]:
-    """Each path with its frames or its error, in order; at most `ahead` files are decoded or waiting."""
-    todo = iter(paths)
-    queue: list[tuple[Path, Future[Frames]]] = []
+) -> Iterator[tuple[Item, Frames | DecodeError]]:
+    """Each path, or what else `read` takes, with its frames or its error, in order; at most `ahead` are under way."""
+    todo = iter(items)
+    queue: list[tuple[Item, Future[Frames]]] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
                 while len(queue) < max(ahead, 1):
-                    path = next(todo, None)
-                    if path is None:
+                    item = next(todo, None)
+                    if item is None:
                         break
-                    queue.append((path, pool.submit(read, path)))
+                    queue.append((item, pool.submit(read, item)))
                 if not queue:
                     return
-                path, job = queue.pop(0)
-                yield path, outcome(job)
+                item, job = queue.pop(0)
+                yield item, outcome(job)
         finally:
             for _, job in queue:
                 job.cancel()

@@ -1,0 +1,227 @@
+"""Batches of a training run as a pure function of (seed, step): frames, tokens, crops and flips.
+
+Nothing is carried from one batch to the next, so a run resumes at any step without any state of the loader, and any
+number of processes share one global batch by rows. order.py says which captions meet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipreel.errors import ClipreelError
+from clipreel.training.order import Order
+from clipreel.video.sampling import Sampling
+
+FRAMES, AUGMENT = 2, 3  # streams of random numbers beside those of order.py
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step that this process computes.
+
+    `frames` (B, T, 3, H, W) uint8, normalised later on the device; `ids` (B, L) int64 tokens; `groups` (B,) int64,
+    equal where the video is the same, so that its captions are equally right; `names` the sample ids, for messages;
+    `frame_mask` (B, T) is False where a short video repeats its last frame, None where no video is short.
+    """
+
+    frames: Tensor
+    ids: Tensor
+    groups: Tensor
+    names: tuple[str, ...]
+    frame_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the rows, as views."""
+        part = slice(start, stop)
+        mask = None if self.frame_mask is None else self.frame_mask[part]
+        return Batch(self.frames[part], self.ids[part], self.groups[part], self.names[part], mask)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same rows on a device; does not wait for the copy where the memory is pinned."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        mask = None if self.frame_mask is None else move(self.frame_mask)
+        return Batch(move(self.frames), move(self.ids), move(self.groups), self.names, mask)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of the pixels, one draw for all frames of a video (X-Pool and VoP: crop (0.5, 1.0), flip 0.5).
+
+    `crop` is the share of the area that a random part keeps, resized to the model's size; its shape varies by
+    `ratio`. `flip` is how often a video is mirrored, which makes "left" and "right" in its captions wrong.
+    """
+
+    crop: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ClipreelError(f"crop {self.crop}: give two shares of the area, 0 < least <= most <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ClipreelError(f"ratio {self.ratio}: give width over height, 0 < least <= most")
+        if not 0 <= self.flip <= 1:
+            raise ClipreelError(f"flip {self.flip}: give a probability from 0 to 1")
+
+    def __call__(self, frames: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+        """uint8 (T, 3, H, W) -> (T, 3, size, size), all frames alike."""
+        if self.crop is not None:
+            top, left, height, width = self.box(frames.shape[-2], frames.shape[-1], rng)
+            part = frames[..., top : top + height, left : left + width]
+            frames = F.interpolate(part, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return frames.flip(-1) if self.flip and rng.random() < self.flip else frames
+
+    def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a part: ten tries at area and shape, then the largest part of legal shape.
+
+        The shape is even in the logarithm of width over height, as in torchvision's RandomResizedCrop.
+        """
+        least, most = self.crop or (1.0, 1.0)
+        for _ in range(10):
+            area = height * width * rng.uniform(least, most)
+            shape = np.exp(rng.uniform(*np.log(self.ratio)))
+            h, w = round(float(np.sqrt(area / shape))), round(float(np.sqrt(area * shape)))
+            if 0 < h <= height and 0 < w <= width:
+                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        shape = min(max(width / height, self.ratio[0]), self.ratio[1])
+        h, w = min(height, round(width / shape)), min(width, round(height * shape))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+class Loader:
+    """Batches in an order, with frames from a cache or any other mapping from sample id to uint8 (T, 3, H, W).
+
+    `tokenize` turns texts into ids (N, L), once and up front. The global batch has the rows that `order` gives a step;
+    process `rank` of `world` gets a run of neighbouring rows, maybe none of a short last batch, and all ranks in turn
+    are the batch of one process. The frames of a video are chosen by `sampling` from those in the cache: without it
+    the middles of as many parts as the longest has frames, `Sampling("tsn_random_index", T)` draws one of each part.
+    `ahead` threads build as many steps ahead of `stream`. Raises ClipreelError for what cannot make batches.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        frames_of: Mapping[str, NDArray[np.uint8]],
+        tokenize: Callable[[list[str]], Tensor],
+        *,
+        sampling: Sampling | None = None,
+        augment: Augment | None = None,
+        size: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        ahead: int = 2,
+        pin: bool = False,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ClipreelError(f"rank {rank} of {world} processes: ranks go from 0 to {world - 1}")
+        self.order, self.samples, self.frames_of = order, order.samples, frames_of
+        self.augment, self.rank, self.world = augment or Augment(), rank, world
+        self.ahead, self.pinned = max(ahead, 1), pin
+        counts, stored = self._stored()
+        self.sampling = sampling or Sampling("middles", max(counts))
+        if not self.sampling.by_index:
+            raise ClipreelError(
+                f"sampling {self.sampling.kind!r} goes by time and a cache holds frames: take one by index, such as "
+                "middles or tsn_random_index"
+            )
+        self.masked = min(counts) < self.sampling.frames  # of all samples, so that every process agrees
+        self.size = size or stored
+        if self.size != stored and self.augment.crop is None:
+            raise ClipreelError(f"the frames have {stored} pixels and {self.size} are asked for: that needs a crop")
+        self.tokens = tokenize([c for s in self.samples for c in s.captions]).to(torch.int32)
+
+    def _stored(self) -> tuple[list[int], int]:
+        """How many frames each sample has, and their size."""
+        absent = [s.id for s in self.samples if s.id not in self.frames_of]
+        if absent:
+            raise ClipreelError(
+                f"{len(absent)} of {len(self.samples)} samples have no frames (the first: {absent[0]!r}): run "
+                "clipreel prepare again, or leave them out"
+            )
+        shapes = [self.frames_of[s.id].shape for s in self.samples]
+        size = shapes[0][-1]
+        for s, shape in zip(self.samples, shapes, strict=True):
+            if shape[1:] != (3, size, size) or not shape[0]:
+                raise ClipreelError(f"the frames of {s.id!r} have shape {shape}; expected (T, 3, {size}, {size})")
+        return [shape[0] for shape in shapes], size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    def batch_rows(self, step: int) -> int:
+        """Rows of the global batch; the last one of an epoch may be shorter."""
+        return len(self.order.items(step))
+
+    def share(self, step: int) -> tuple[int, int]:
+        """First row and end of what this process computes of the global batch."""
+        rows = self.batch_rows(step)
+        return rows * self.rank // self.world, rows * (self.rank + 1) // self.world
+
+    def batch(self, step: int) -> Batch:
+        """The rows of this process; the same whenever and wherever it is asked for."""
+        start, stop = self.share(step)
+        items = self.order.items(step)[start:stop]
+        samples = [self.samples[self.order.sample_of[i]] for i in items]
+        shape = (len(items), self.sampling.frames)
+        frames = torch.empty(*shape, 3, self.size, self.size, dtype=torch.uint8)
+        mask = torch.ones(shape, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            own = self._fill(frames[row], self.frames_of[sample.id], (self.order.seed, step, start + row))
+            mask[row, own:] = False
+        ids = self.tokens[torch.from_numpy(items)].long()
+        groups = torch.from_numpy(self.order.group_of[items])
+        made = Batch(frames, ids, groups, tuple(s.id for s in samples), mask if self.masked else None)
+        return made.pin() if self.pinned else made
+
+    def _fill(self, out_T3HW: Tensor, stored: NDArray[np.uint8], key: tuple[int, int, int]) -> int:
+        """Write the frames of one row; returns how many are its own and not repeats of the last."""
+        rng = np.random.default_rng([*key, FRAMES]) if self.sampling.random else None
+        try:
+            chosen = self.sampling.indices(len(stored), rng)
+        except ValueError as e:
+            raise ClipreelError(f"{e}; prepare with more --frames, or draw with tsn_random_index") from e
+        padded = np.concatenate([chosen, np.repeat(chosen[-1:], self.sampling.frames - len(chosen))])
+        if self.augment == Augment():
+            np.take(stored, padded, axis=0, out=out_T3HW.numpy(), mode="clip")
+        else:
+            picked = torch.from_numpy(np.take(stored, padded, axis=0))
+            out_T3HW.copy_(self.augment(picked, self.size, np.random.default_rng([*key, AUGMENT])))
+        return len(chosen)
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
+        """Steps start..stop-1 as (step, batch, seconds waited for it), built ahead in threads."""
+        todo = iter(range(start, stop))
+        jobs: deque[tuple[int, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(self.ahead, thread_name_prefix="batches") as pool:
+            try:
+                jobs.extend((step, pool.submit(self.batch, step)) for step in islice(todo, self.ahead))
+                while jobs:
+                    step, job = jobs.popleft()
+                    began = time.perf_counter()
+                    made = job.result()
+                    waited = time.perf_counter() - began
+                    jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, 1))
+                    yield step, made, waited
+            finally:
+                for _, job in jobs:
+                    job.cancel()

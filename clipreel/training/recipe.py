@@ -1,0 +1,135 @@
+"""One training step of one method: rows to features, features of the whole batch to losses.
+
+The split is what makes the batch global: features are computed row by row, in micro-batches and on several processes,
+and a loss always sees those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clipreel.clip import Clip
+from clipreel.errors import ClipreelError
+from clipreel.heads import mean_pool, unit
+from clipreel.losses import contrastive
+from clipreel.sites import Tuner
+from clipreel.training.distributed import gather_features, gather_rows
+from clipreel.video.transforms import Preprocess
+
+if TYPE_CHECKING:
+    from clipreel.training.batches import Batch
+
+Tensors = dict[str, Tensor]
+
+
+class Recipe(ABC):
+    """What the engine needs to know about a method.
+
+    `encode` must treat every row by itself (no batch statistics). `losses` may use parameters of its own; it runs in
+    float32 on every process with the same inputs and the same random numbers.
+    """
+
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, each once."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tensors:
+        """Features by name, each (B, ...), row i of every one from row i of the batch."""
+
+    @abstractmethod
+    def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
+        """Scalars of the global batch: the losses, whose sum is minimised, and what is only reported.
+
+        `groups` (N,) has equal numbers for rows of the same video.
+        """
+
+    def after_step(self) -> None:  # noqa: B027 - most methods need none
+        """Runs behind every update and after a resume, so it must not depend on how often; a clamp, for example."""
+
+    def train(self, on: bool) -> None:  # noqa: B027
+        """Training (dropout) or evaluation behaviour."""
+
+    def recompute(self) -> None:
+        """Keep one activation per block and recompute the rest in the backward pass."""
+        raise ClipreelError(f"{type(self).__name__} cannot recompute activations; set recompute: false")
+
+    def __call__(self, batch: Batch) -> tuple[Tensors, Tensors]:
+        """Losses and report of this batch, or of the global batch where processes share it, with one graph.
+
+        In a loop of your own on N processes, average the gradients of the parameters over them.
+        """
+        counts, features = gather_features(self.encode(batch))
+        return self.losses(features, gather_rows(batch.groups.to(next(iter(features.values())).device), counts))
+
+
+class RetrievalRecipe(Recipe):
+    """Symmetric contrastive training of the mean over frames: VoP, CLIP4Clip meanP and the methods compared with them.
+
+    Trains the parameters of the tuner, and the logit scale with `train_scale`, which never rises above `max_scale`.
+    With `train_base` it trains the backbone in place instead (full tuning whose weights are sharded over processes).
+    `same_video` "right" shares the target among captions of one video; "wrong" takes them for negatives, as the papers.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        tuner: Tuner,
+        preprocess: Preprocess,
+        *,
+        train_scale: bool = False,
+        max_scale: float = 100.0,
+        same_video: str = "right",
+        train_base: bool = False,
+    ) -> None:
+        if same_video not in ("right", "wrong"):
+            raise ClipreelError(f"same_video {same_video!r}: allowed are right, wrong")
+        if train_base and any(True for _ in tuner.parameters()):
+            raise ClipreelError("train_base trains the backbone itself; give it no tuner with parameters")
+        self.clip, self.tuner, self.preprocess = clip.requires_grad_(train_base), tuner, preprocess
+        self.same_video, self.train_base, self.max_log = same_video, train_base, math.log(max_scale)
+        # the base is never written, so the scale that is clamped is a copy, unless the tuner brings its own
+        own = tuner.overrides.get("logit_scale")
+        self.log_scale = nn.Parameter(clip.logit_scale.detach().clone(), train_scale) if own is None else own
+        if train_base:
+            clip.logit_scale.requires_grad_(False)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        found = {name: p for name, p in self.tuner.named_parameters() if p.requires_grad}
+        if self.train_base:
+            found |= {name: p for name, p in self.clip.named_parameters() if p.requires_grad}
+        scale = self.log_scale
+        if isinstance(scale, nn.Parameter) and scale.requires_grad and all(p is not scale for p in found.values()):
+            found["logit_scale"] = scale
+        return found
+
+    def encode(self, batch: Batch) -> Tensors:
+        """`video` (B, E), the unit mean of the unit frames, and `text` (B, E), unit; float32."""
+        pixels = self.preprocess.normalise(batch.frames)
+        frames = self.clip.encode_video(pixels, self.tuner, batch.frame_mask)
+        mask = batch.frame_mask if frames.shape[1] == pixels.shape[1] else None
+        return {"video": mean_pool(frames, mask), "text": unit(self.clip.encode_text(batch.ids, self.tuner))}
+
+    def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
+        scale = self.log_scale.exp()
+        right = groups if self.same_video == "right" else None
+        loss = contrastive(features["text"], features["video"], scale, right)
+        with torch.no_grad():
+            best = (features["text"] @ features["video"].T).argmax(1)
+            hit = (groups[best] == groups).float().mean()
+        return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.log_scale.clamp_(max=self.max_log)
+
+    def train(self, on: bool) -> None:
+        self.tuner.train(on)
+
+    def recompute(self) -> None:
+        self.clip.vision.checkpointing = self.clip.text.checkpointing = True

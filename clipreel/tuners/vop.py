@@ -1,0 +1,326 @@
+"""VoP: prompts in every layer of both towers of a frozen CLIP, and its forms with a sense of time (arXiv 2211.12764).
+
+Basic VoP is checked against modelscope's code on parity fixtures; P, C, F and their combinations have no public code
+and are checked against an independent reference. Differs in form: prompts stand behind a frame's patches (their order
+changes nothing), a layer overwrites those of the layer before, and text is cut behind the last slot that is read.
+Not in the paper: P+C, F+P+C, other frame counts than trained, and a larger start of what carries frame position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipreel.clip import Block, Clip, TextTower, TowerConfig, VideoTower
+from clipreel.errors import ClipreelError
+from clipreel.patterns import Layout, jointly
+from clipreel.sites import Layered, LayerTuner
+
+TEXT_READS = ("eos", "released")
+CONTEXT_MODULES = ("bilstm", "lstm", "transformer")
+
+
+@dataclass(frozen=True)
+class VopConfig:
+    """Which prompts there are. VoP is (general 8), P (4, position 4), C (4, context 4), F (8, joint_layers 4).
+
+    `general`, `position`, `context` count prompts per frame and layer: the same for all frames, one set per frame
+    position, or made from the frames' CLS tokens. The last `joint_layers` layers see all frames at once, with as many
+    prompts per video; `frames` is how many positions are learned, others are interpolated. Text takes `prefix` prompts
+    behind the start token and `suffix` before the last slot; `text_read` "released" reads the text `suffix` slots
+    behind its end token, as the released checkpoint does, "eos" at the end token. `vision_layers` and `text_layers`
+    limit the depth (None: all). `std` is the scale of new prompts; `position_std`, where given, that of everything
+    that carries frame position (else `std` for prompts, zero for the frame embedding).
+    """
+
+    general: int = 8
+    position: int = 0
+    context: int = 0
+    joint_layers: int = 0
+    frames: int = 12
+    context_module: str = "bilstm"
+    prefix: int = 8
+    suffix: int = 0
+    text_read: str = "eos"
+    vision_layers: tuple[int, ...] | None = None
+    text_layers: tuple[int, ...] | None = None
+    std: float = 0.02
+    position_std: float | None = None
+
+    @property
+    def per_frame(self) -> int:
+        return self.general + self.position + self.context
+
+    def depth(self, tower: str, layers: int) -> tuple[int, ...]:
+        """The layers that get prompts; the first must be one of them, because later ones overwrite its slots."""
+        chosen = self.vision_layers if tower == "vision" else self.text_layers
+        depth = tuple(range(layers)) if chosen is None else tuple(sorted(set(chosen)))
+        if not depth or depth[0] != 0 or depth[-1] >= layers:
+            raise ClipreelError(f"{tower}_layers {depth}: list layers from 0 to {layers - 1}, and 0 itself")
+        return depth
+
+    def check(self) -> None:
+        counts = {n: getattr(self, n) for n in ("general", "position", "context", "joint_layers", "prefix", "suffix")}
+        for name, value in counts.items():
+            if value < 0:
+                raise ClipreelError(f"{name} {value}: give 0 or more")
+        if self.frames < 1:
+            raise ClipreelError(f"frames {self.frames}: give at least 1")
+        if self.text_read not in TEXT_READS:
+            raise ClipreelError(f"text_read {self.text_read!r}: allowed are {', '.join(TEXT_READS)}")
+        if self.context_module not in CONTEXT_MODULES:
+            raise ClipreelError(f"context_module {self.context_module!r}: allowed are {', '.join(CONTEXT_MODULES)}")
+        if self.vision_layers is not None and (self.joint_layers or self.position or self.context):
+            raise ClipreelError(
+                "vision_layers limits general prompts; leave it out with position, context, joint_layers"
+            )
+        if not self.per_frame + self.joint_layers + self.prefix + self.suffix:
+            raise ClipreelError("VoP without any prompt trains nothing; give general or prefix")
+
+
+def normal(std: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * std)
+
+
+def places(layout: Layout, frames: int) -> Tensor | None:
+    """Where each real frame stands on a table of `frames` positions: (B, T) float, or (1, T) without padded frames.
+
+    First on first and last on last; None where the table fits as it is.
+    """
+    mask = layout.frame_mask
+    if mask is None:
+        if layout.frames == frames:
+            return None
+        return torch.arange(layout.frames).mul((frames - 1) / max(layout.frames - 1, 1))[None]
+    step = (frames - 1) / (mask.sum(1, keepdim=True) - 1).clamp(min=1)
+    return (torch.arange(layout.frames, device=mask.device) * step).clamp(max=frames - 1)
+
+
+def nearest(table: Tensor, layout: Layout) -> Tensor:
+    """Rows (B or 1, T, ...) of a table (F, ...) for the frames at hand: the nearest position."""
+    at = places(layout, len(table))
+    return table[None] if at is None else table[(at + 0.5).long().to(table.device)]
+
+
+def interpolated(table: Tensor, layout: Layout) -> Tensor:
+    """Rows (B or 1, T, D) of a table (F, D) for the frames at hand: linear between two positions."""
+    at = places(layout, len(table))
+    if at is None:
+        return table[None]
+    at = at.to(table.device)
+    low = at.long().clamp(max=max(len(table) - 2, 0))
+    high = (low + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[low], table[high], (at - low)[..., None].to(table.dtype))
+
+
+class FrameLSTM(nn.Module):
+    """An LSTM over frames from zero states, one or both directions at once: (B, T, D) -> (B, T, directions * D).
+
+    The mathematics and gate order of `nn.LSTM`, which cannot be traced into one graph; padded frames leave the state
+    alone.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+    def __init__(self, width: int, directions: int) -> None:
+        super().__init__()
+        reach = width**-0.5
+        for name, shape in {
+            "weight_ih": (directions, 4 * width, width),
+            "weight_hh": (directions, 4 * width, width),
+            "bias_ih": (directions, 4 * width),
+            "bias_hh": (directions, 4 * width),
+        }.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-reach, reach)))
+
+    def forward(self, x_BTD: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        both = self.weight_ih.shape[0] == 2
+        gates = F.linear(x_BTD, self.weight_ih.flatten(0, 1), (self.bias_ih + self.bias_hh).flatten())
+        steps = gates.unflatten(-1, (-1, 4 * x_BTD.shape[-1])).permute(1, 2, 0, 3)  # T, directions, B, 4 D
+        real = None if frame_mask is None else frame_mask.t()[:, None, :, None].expand(-1, steps.shape[1], -1, -1)
+        if both:
+            steps = torch.stack([steps[:, 0], steps[:, 1].flip(0)], 1)
+            real = None if real is None else torch.stack([real[:, 0], real[:, 1].flip(0)], 1)
+        h = c = steps.new_zeros(*steps.shape[1:3], x_BTD.shape[-1])
+        turned, out = self.weight_hh.transpose(1, 2), []
+        for t in range(steps.shape[0]):
+            i, f, g, o = (steps[t] + torch.bmm(h, turned)).chunk(4, -1)
+            c_next = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h_next = o.sigmoid() * c_next.tanh()
+            if real is not None:
+                c_next, h_next = torch.where(real[t], c_next, c), torch.where(real[t], h_next, h)
+            c, h = c_next, h_next
+            out.append(h)
+        seen = torch.stack(out)  # T, directions, B, D
+        if both:
+            seen = torch.stack([seen[:, 0], seen[:, 1].flip(0)], 1)
+        return seen.permute(2, 0, 1, 3).flatten(2)
+
+
+class FrameTransformer(nn.Module):
+    """Four CLIP blocks over the frames with learned frame positions: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, frames: int, std: float, activation: str) -> None:
+        super().__init__()
+        self.positions = normal(std, frames, width)
+        self.blocks = nn.ModuleList(Block(TowerConfig(4, width, heads, 4 * width), activation) for _ in range(4))
+
+    def forward(self, x_BTD: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        layout = Layout(0, x_BTD.shape[1], 1, frame_mask)
+        x = x_BTD + interpolated(self.positions, layout).to(x_BTD.dtype)
+        for block in self.blocks:
+            x, _ = block(x, layout, jointly, None)
+        return x
+
+
+class Context(nn.Module):
+    """Prompts for every frame from the CLS tokens of all frames: (B, T, D) -> (B, T, n, D). Shared by all layers."""
+
+    def __init__(self, c: VopConfig, tower: TowerConfig, activation: str) -> None:
+        super().__init__()
+        d, self.count = tower.width, c.context
+        if c.context_module == "transformer":
+            std = c.std if c.position_std is None else c.position_std
+            self.read: nn.Module = FrameTransformer(d, tower.heads, c.frames, std, activation)
+        else:
+            self.read = FrameLSTM(d, 2 if c.context_module == "bilstm" else 1)
+        self.fc = nn.Linear(2 * d if c.context_module == "bilstm" else d, c.context * d)
+        nn.init.normal_(self.fc.weight, std=c.std)
+        nn.init.normal_(self.fc.bias, std=c.std)
+
+    def forward(self, cls_BTD: Tensor, frame_mask: Tensor | None) -> Tensor:
+        if frame_mask is not None:  # what a padded frame holds must not reach the products
+            cls_BTD = cls_BTD.masked_fill(~frame_mask[..., None], 0.0)
+        return self.fc(self.read(cls_BTD, frame_mask)).unflatten(-1, (self.count, -1))
+
+
+class FramePrompts(LayerTuner):
+    """Prompts of one layer that sees frame by frame; they overwrite the last `replaced` tokens of every frame."""
+
+    def __init__(self, c: VopConfig, width: int, replaced: int, context: Context | None) -> None:
+        super().__init__()
+        self.replaced, self.context = replaced, context
+        self.general = normal(c.std, c.general, width) if c.general else None
+        std = c.std if c.position_std is None else c.position_std
+        self.position = normal(std, c.frames, c.position, width) if c.position else None
+
+    def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        globals_BMD, frames = layout.split(x)
+        B, T, L, _ = frames.shape
+        kept = frames[:, :, : L - self.replaced]
+        parts = [kept]
+        if self.general is not None:
+            parts.append(self.general.expand(B, T, -1, -1))
+        if self.position is not None:
+            parts.append(nearest(self.position, layout).expand(B, -1, -1, -1))
+        if self.context is not None:
+            parts.append(self.context(kept[:, :, 0], layout.frame_mask))
+        return layout.join(globals_BMD, torch.cat([p.to(x.dtype) for p in parts], 2))
+
+
+class VideoPrompts(LayerTuner):
+    """Prompts of one layer that sees the whole video; the first such layer drops the frames' prompts (`dropped`) and
+    adds the frame embedding."""
+
+    def __init__(self, c: VopConfig, width: int, first: bool, dropped: int) -> None:
+        super().__init__()
+        self.dropped = dropped
+        self.prompts = normal(c.std, c.per_frame, width) if c.per_frame else None
+        self.frame_position = normal(c.position_std or 0.0, c.frames, width) if first else None
+
+    def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        _, frames = layout.split(x)
+        if self.frame_position is not None:
+            frames = frames[:, :, : frames.shape[2] - self.dropped]
+            frames = frames + interpolated(self.frame_position, layout)[:, :, None].to(x.dtype)
+        prompts = x[:, :0] if self.prompts is None else self.prompts.to(x.dtype).expand(len(x), -1, -1)
+        return layout.join(prompts, frames)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        return jointly(q, k, v, layout)
+
+
+class TextPrompts(LayerTuner):
+    """Prompts of one layer of the text tower: prefix behind the start token, suffix before the last of all slots."""
+
+    def __init__(self, c: VopConfig, width: int, slots: int) -> None:
+        super().__init__()
+        self.slots, self.counts = slots, (c.prefix, c.suffix)
+        self.prompts = normal(c.std, c.prefix + c.suffix, width)
+
+    def put(self, x: Tensor, whole: bool, replaced: bool) -> Tensor:
+        """`whole`: no slot was cut off, so that there is room for the suffix. `replaced`: prompts are there already."""
+        prompts = self.prompts.to(x.dtype).expand(len(x), -1, -1)
+        prefix, suffix = prompts.split(self.counts, 1)
+        start, end = (self.counts[0] if replaced else 0), x.shape[1]
+        if not (whole and self.counts[1]):
+            return torch.cat([x[:, :1], prefix, x[:, 1 + start :]], 1)
+        words = x[:, 1 + start : end - 1 - (self.counts[1] if replaced else 0)]
+        return torch.cat([x[:, :1], prefix, words, suffix, x[:, -1:]], 1)
+
+    def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        return self.put(x, x.shape[1] == self.slots, replaced=True), layout
+
+
+class Vop(Layered):
+    """VoP and its forms on one CLIP; see `VopConfig`."""
+
+    def __init__(self, clip: Clip, config: VopConfig) -> None:
+        super().__init__()
+        config.check()
+        c, base = config, clip.config
+        self.config = c
+        self.text_slots, self.slots = c.prefix + c.suffix, base.context
+        layers = base.vision.layers
+        frame_layers = layers - c.joint_layers
+        if frame_layers < 0:
+            raise ClipreelError(f"joint_layers {c.joint_layers}: the video tower has {layers} layers")
+        if self.slots - self.text_slots < 3:
+            raise ClipreelError(f"{self.text_slots} text prompts leave no room for words in {self.slots} text slots")
+        # registered before the layers that share it, so that its tensors bear its name
+        self.context = Context(c, base.vision, base.activation) if c.context and frame_layers else None
+        width = base.vision.width
+        for i in c.depth("vision", layers) if c.per_frame or c.joint_layers else ():
+            if i < frame_layers:
+                self.place("vision", i, FramePrompts(c, width, c.per_frame if i else 0, self.context))
+            else:
+                first = i == frame_layers
+                self.place("vision", i, VideoPrompts(c, width, first, c.per_frame if first and i else 0))
+        for i in c.depth("text", base.text.layers) if self.text_slots else ():
+            self.place("text", i, TextPrompts(c, base.text.width, self.slots))
+
+    def layer(self, tower: str, index: int) -> LayerTuner | None:
+        layer = super().layer(tower, index)
+        # prompts of the first layer are put in while embedding
+        return layer if index or isinstance(layer, VideoPrompts) else None
+
+    def embed_video(self, x: Tensor, layout: Layout, tower: VideoTower) -> tuple[Tensor, Layout]:
+        first = self.placed.get(("vision", 0))
+        return first.before(x, layout) if isinstance(first, FramePrompts) else (x, layout)
+
+    def embed_text(self, x: Tensor, ends: Tensor, tower: TextTower) -> Tensor:
+        first = self.placed.get(("text", 0))
+        if not isinstance(first, TextPrompts):
+            return x
+        return first.put(x, x.shape[1] == self.slots - self.text_slots, replaced=False)
+
+    def text_length(self, ends: Tensor, length: int) -> int:
+        if not self.text_slots:
+            return super().text_length(ends, length)
+        if length != self.slots - self.text_slots:
+            raise ValueError(f"VoP reads texts of {self.slots - self.text_slots} slots, not {length}: tokenise to that")
+        last = int(ends.max()) + (self.config.suffix if self.config.text_read == "released" else 0)
+        # a text that reads the suffix or the last slot needs every slot in its place
+        return last + 1 if last <= length - 2 else length
+
+    def read_text(self, ends: Tensor, length: int) -> Tensor:
+        prefix, suffix = self.config.prefix, self.config.suffix
+        if self.config.text_read == "released":
+            return ends + prefix + suffix
+        return ends + prefix + suffix * (ends == self.slots - self.text_slots - 1)

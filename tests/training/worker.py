@@ -1,0 +1,138 @@
+"""One process of a tested run, started with the environment that torchrun gives."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipreel.errors import ClipreelError
+from clipreel.training import checkpoint, distributed
+from clipreel.training.engine import Validator, fit
+from tests.training.tiny import ROWS, Memory, tiny_config, tiny_recipe
+
+
+@dataclass
+class Worker:
+    """A started process and where its words arrive."""
+
+    process: BaseProcess
+    words: Path
+
+    def wait(self, timeout: float = 300.0) -> tuple[int, str]:
+        """Exit status (-9: killed) and everything said. A process that does not end fails the test."""
+        self.process.join(timeout)
+        code = self.process.exitcode
+        self.end()
+        assert code is not None, f"still running after {timeout} s: {self.words.read_text()}"
+        return code, self.words.read_text()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def start(size: int, folder: Path, **options: Any) -> list[Worker]:
+    """The processes of one run. They are forked from a server that has torch imported, which takes milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    found = []
+    for rank in range(size):
+        around = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        words = folder.with_name(f"{folder.name}-{port}-{rank}.txt")
+        process = context.Process(target=work, args=(around, str(words), str(folder), options), daemon=True)
+        process.start()
+        found.append(Worker(process, words))
+    return found
+
+
+def run(size: int, folder: Path, **options: Any) -> list[tuple[int, str]]:
+    """Exit status and words of every process of a run."""
+    workers = start(size, folder, **options)
+    try:
+        return [w.wait() for w in workers]
+    finally:
+        for w in workers:
+            w.end()
+
+
+def work(around: dict[str, Any], words: str, folder: str, options: dict[str, Any]) -> None:
+    """What a process does: one run, its words in a file, status 2 for an error that it explains."""
+    os.environ.update({k: str(v) for k, v in around.items()})
+    torch.set_num_threads(1)
+    with open(words, "w", buffering=1) as out:
+        sys.stdout = sys.stderr = out
+        try:
+            with distributed.joined(options.pop("timeout_s", 300.0)):
+                main(Path(folder), options)
+        except ClipreelError as e:
+            print(e)
+            sys.exit(2)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def kill_at(event: str, number: int) -> None:
+    """Die without a word (SIGKILL) when something happens for the n-th time."""
+    left = [number]
+    original = getattr(checkpoint, event) if event == "save_file" else getattr(os, event)
+
+    def dying(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            if event == "save_file":  # half a file
+                Path(args[1]).write_bytes(b"\0" * 100)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    setattr(checkpoint if event == "save_file" else os, event, dying)
+
+
+def own_loop(folder: Path, sizes: list[int]) -> None:
+    """One step as somebody would write it without the engine: gradients averaged over processes."""
+    recipe = tiny_recipe()
+    losses, _ = recipe(Memory(tuple(sizes)).batch(0))
+    sum(losses.values()).backward()
+    params = recipe.trained()
+    distributed.sum_gradients(list(params.values()))
+    size = distributed.world().size
+    grads = {n: p.grad / size for n, p in params.items() if p.grad is not None}
+    if distributed.world().first:
+        checkpoint.write_whole(folder / "grads.safetensors", grads, {})
+
+
+def main(folder: Path, options: dict[str, Any]) -> None:
+    rank = distributed.world().rank
+    if "kill" in options:
+        kill_at(*options["kill"])
+
+    def hook(step: int) -> None:
+        if options.get("die") == [rank, step]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options.get("hang") == [rank, step]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    if options.get("own_loop"):
+        own_loop(folder, options["sizes"])
+        return
+    recipe = tiny_recipe(options.get("dropout", 0.0), train_base=options.get("shard", False))
+    if options.get("shard"):
+        distributed.shard(recipe.clip)
+    loader = Memory(tuple(options.get("sizes", [ROWS])), hook)
+    validator = Validator("validation", lambda r: {"t2v R@1": float(torch.rand(()))})
+    config = tiny_config(**options.get("config", {}))
+    outcome = fit(recipe, loader, config, folder, validator=validator)
+    print("micro_batch", outcome.micro_batch)
