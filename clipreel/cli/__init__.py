@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import demo, evaluate, info, prepare, search
+from clipreel.cli import adapters, compare, demo, evaluate, info, prepare, search, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -17,9 +17,20 @@ app = App(
     version=__version__,
     help_format="markdown",
 )
-for verb in (demo.demo, search.index, search.search, search.status, search.forget, evaluate.evaluate, info.info):
+for verb in (
+    demo.demo,
+    search.index,
+    search.search,
+    search.status,
+    search.forget,
+    prepare.prepare,
+    tune.tune,
+    evaluate.evaluate,
+    compare.compare,
+    adapters.adapters,
+    info.info,
+):
     app.command(verb)
-app.command(prepare.prepare)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -168,7 +168,9 @@ def prepare(
         raise ClipreelError(f"{len(samples)} samples have {len(unique)} ids; give each its own id")
     with locked(folder):
         old = existing(folder, recipe, renew)
-        sound = [] if renew else [s for s in old if s.damage(folder, hashed=verify) is None]
+        damage = {s.name: None if renew else s.damage(folder, hashed=verify) for s in old}
+        report.warnings = [(str(folder), f"{d}; what it held is made again") for d in damage.values() if d]
+        sound = [] if renew else [s for s in old if damage[s.name] is None]
         have = {v.id: v for s in sound for v in s.videos}
         todo = [s for s in samples if s.id not in have or not have[s.id].made_of(s)]
         free = shutil.disk_usage(folder).free + sum(s.bytes for s in old if s not in sound)

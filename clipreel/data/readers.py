@@ -10,9 +10,10 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,11 @@ def no_rows_in(file: Path, split: str, counts: Counter[str]) -> ClipreelError:
 
 
 def check_videos(chosen: list[tuple[Row, Sample]], folder: Path) -> None:
-    missing = [(row, s.video) for row, s in chosen if not s.video.is_file()]
+    missing = [(row, s.video) for row, s in chosen if not os.path.isfile(s.video)]
     if missing:
         row, video = missing[0]
         more = f" ({len(missing)} of {len(chosen)} are missing)" if len(missing) > 1 else ""
-        raise row.error(f"there is no video {video}{more}; video names count from {folder}: is that the right folder?")
+        raise row.error(f"there is no video {str(video)!r}{more}; names count from {folder}: is that the right folder?")
 
 
 def annotation_file(path: Path) -> Path:
@@ -210,7 +211,7 @@ def parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def check_columns(names: list[str], row: Row) -> None:
-    found = ", ".join(names) or "none"
+    found = listing(names)
     if "video" not in names:
         raise row.error(f"there is no column 'video'; found: {found}")
     if "caption" not in names and "captions" not in names:
@@ -227,9 +228,9 @@ def part_of(row: Row) -> tuple[str, float | None, float | None]:
     """The video as written, and start and end in seconds."""
     name = row.fields.get("video")
     if name is None:
-        raise row.error(f"there is no 'video'; found: {', '.join(row.fields) or 'nothing'}")
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise row.error(f"the video {name!r} is not a file name")
+        raise row.error(f"there is no 'video'; found: {listing(row.fields)}")
+    if not isinstance(name, str) or not name.strip() or "\0" in name or lone_surrogate(name):
+        raise row.error(f"the video {short(name)} is not a file name")
     start_s, end_s = (second(row, key) for key in ("start", "end"))
     if end_s is not None and end_s <= (start_s or 0.0):
         raise row.error(f"end {end_s:g} is not after start {start_s or 0:g}; both are seconds from the beginning")
@@ -245,7 +246,7 @@ def second(row: Row, key: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise row.error(f"{key} {value!r} is not a number of seconds from 0 on")
+        raise row.error(f"{key} {short(value)} is not a number of seconds from 0 on")
     return seconds
 
 
@@ -255,14 +256,14 @@ def id_of(row: Row, name: str, start_s: float | None, end_s: float | None) -> st
         part = "" if start_s is None and end_s is None else f"@{start_s or 0:g}-{'' if end_s is None else f'{end_s:g}'}"
         return FILE_ENDING.sub("", name) + part
     if isinstance(id, bool) or not isinstance(id, str | int) or not str(id).strip():
-        raise row.error(f"the id {id!r} is neither a text nor a whole number")
+        raise row.error(f"the id {short(id)} is neither a text nor a whole number")
     return str(id).strip()
 
 
 def split_of(row: Row) -> str | None:
     split = row.fields.get("split")
     if split is not None and (not isinstance(split, str) or not split.strip()):
-        raise row.error(f"the split {split!r} is not a name such as train, val or test")
+        raise row.error(f"the split {short(split)} is not a name such as train, val or test")
     return None if split is None else split.strip()
 
 
@@ -275,18 +276,33 @@ def captions_of(row: Row) -> tuple[str, ...]:
         many = listed(many)
     captions = [one] if many is None else many
     if (one is None and not captions) or captions == [None]:
-        raise row.error(f"the video has no caption (missing or blank); found: {', '.join(row.fields)}")
+        raise row.error(f"the video has no caption (missing or blank); found: {listing(row.fields)}")
     if not isinstance(captions, list):
-        raise row.error(f"captions {captions!r} is not a list of texts")
+        raise row.error(f"captions {short(captions)} is not a list of texts")
     for number, caption in enumerate(captions, 1):
         which = "the caption" if len(captions) == 1 else f"caption {number} of {len(captions)}"
         if not isinstance(caption, str):
-            raise row.error(f"{which} is {caption!r} and not a text")
+            raise row.error(f"{which} is {short(caption)} and not a text")
         if not caption.strip():
             raise row.error(f"{which} is blank; write it or take the row out")
-        if any("\ud800" <= c <= "\udfff" for c in caption):
+        if lone_surrogate(caption):
             raise row.error(f"{which} holds half of a character (a lone surrogate); write it again")
     return tuple(captions)
+
+
+def lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def short(value: object) -> str:
+    """A value on one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names of columns, on one line."""
+    return ", ".join(n if n.isprintable() else repr(n) for n in names) or "none"
 
 
 def listed(cell: str) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -87,9 +88,9 @@ def related(a: Thing, b: Thing, relation: str, rng: Random) -> list[Mark]:
     return [a.mark(x, y), b.mark(-x, -y)]
 
 
-def two(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
-    """Two things and the same two in exchanged roles, each said from both sides: neither the order of the words nor
-    the relation alone tells the four captions apart."""
+def two(rng: Random, size: int, unseen: bool | None = None, both_sides: bool = False) -> list[Still]:
+    """Two things, and the same two in exchanged roles. `both_sides`: each said from both sides, so that neither the
+    order of the words nor the relation alone tells the four captions apart."""
     a = random_thing(rng, unseen)
     b = random_thing(rng, other_than=a)
     relation = rng.choice((*SIDES, "behind"))
@@ -98,7 +99,9 @@ def two(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
     stills = []
     for p, q in ((a, b), (b, a)):
         same = f"{names[p]} {relation} {names[q]}"
-        said = [same] if relation == "behind" else [same, f"{names[q]} {OTHER_WAY[relation]} {names[p]}"]
+        said = [same]
+        if both_sides and relation != "behind":
+            said.append(f"{names[q]} {OTHER_WAY[relation]} {names[p]}")
         stills += [Still(picture(related(p, q, relation, rng), rng, size), text, said[0]) for text in said]
     return stills
 
@@ -125,15 +128,15 @@ def strip(rng: Random, size: int, unseen: bool | None = None) -> list[Still]:
     return [Still(still_of(s, size), text, text) for s, text in told]
 
 
-MIX = (0.35, 0.25, 0.1, 0.25)  # weights of one, two, three, strip
+MIX = (0.35, 0.3, 0.1, 0.25)  # shares of one, two, three, strip
 
 
-def stills(seed: int | str, size: int, mix: tuple[float, ...] = MIX) -> Iterator[Still]:
+def stills(seed: int | str, size: int, mix: tuple[float, ...] = MIX, both_sides: bool = False) -> Iterator[Still]:
     """An endless stream of training stills, twins next to each other. The held-out pairs of shape and colour never
-    come up."""
+    come up. `both_sides` is that of `two`."""
     rng = Random(f"stills/{seed}")
     while True:
-        kind = rng.choices((one, two, three, strip), mix)[0]
+        kind = rng.choices((one, partial(two, both_sides=both_sides), three, strip), mix)[0]
         yield from kind(rng, size)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -208,20 +208,21 @@ class Loader:
             out_T3HW.copy_(self.augment(picked, self.size, np.random.default_rng([*key, AUGMENT])))
         return len(chosen)
 
-    def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
+    def stream(self, start: int, stop: int) -> Generator[tuple[int, Batch, float], None, None]:
         """Steps start..stop-1 as (step, batch, seconds waited for it), built ahead in threads."""
         todo = iter(range(start, stop))
         jobs: deque[tuple[int, Future[Batch]]] = deque()
         with ThreadPoolExecutor(self.ahead, thread_name_prefix="batches") as pool:
             try:
-                jobs.extend((step, pool.submit(self.batch, step)) for step in islice(todo, self.ahead))
+                began = time.perf_counter()
+                jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, self.ahead))
                 while jobs:
                     step, job = jobs.popleft()
-                    began = time.perf_counter()
                     made = job.result()
                     waited = time.perf_counter() - began
                     jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, 1))
                     yield step, made, waited
+                    began = time.perf_counter()
             finally:
                 for _, job in jobs:
                     job.cancel()

@@ -100,7 +100,7 @@ def read(kind: type[T], path: Path | str | None = None, overrides: Sequence[str]
     """
     config = build(kind, {} if path is None else _chain(Path(path), ()), str(path) if path else "the defaults")
     for text in overrides:
-        config = _override(config, text)
+        config = override(config, text)
     return config
 
 
@@ -153,12 +153,13 @@ def _chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ClipreelError(f"{path}: a config is a mapping of keys to values, not {type(data).__name__}")
     base = data.pop("base", None)
-    return data if base is None else _merge(_chain(path.parent / str(base), (*seen, here)), data)
+    return data if base is None else merge(_chain(path.parent / str(base), (*seen, here)), data)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` replaced, section by section."""
     both = {
-        k: _merge(base[k], v) if isinstance(base.get(k), dict) and isinstance(v, dict) else v for k, v in over.items()
+        k: merge(base[k], v) if isinstance(base.get(k), dict) and isinstance(v, dict) else v for k, v in over.items()
     }
     return {**base, **both}
 
@@ -245,7 +246,8 @@ def _name(hint: Any) -> str:
     return words.get(hint, "null" if hint is type(None) else str(getattr(hint, "__name__", hint)))
 
 
-def _override(config: T, text: str) -> T:
+def override(config: T, text: str) -> T:
+    """The config with one value changed by a text such as "optim.lr=1e-3"; ClipreelError for a key it does not have."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ClipreelError(f"override {text!r}: write key=value, such as optim.lr=1e-3")

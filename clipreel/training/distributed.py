@@ -240,7 +240,9 @@ def shard(clip: Clip) -> None:
     mesh = init_device_mesh("cuda" if device_of_messages().type == "cuda" else "cpu", (world().size,))
     parts = [*clip.all_blocks(), clip.vision, clip.text]
     for part in parts:
-        fully_shard(part, mesh=mesh).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(part, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
 
 
 def whole(tensor: Tensor) -> Tensor:

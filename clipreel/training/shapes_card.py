@@ -89,7 +89,8 @@ def ship(out: Path, clip: Clip, tokenizer: Mapping[str, Any], minutes: float, re
     (out / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1) + "\n")
     measured = measure(load(out, device="cpu"))
     parameters = sum(p.numel() for p in clip.parameters())
-    measured |= {"parameters": parameters, "minutes": round(minutes, 1), "machine": platform.machine()}
+    measured |= {"parameters": parameters, "minutes": round(minutes, 1), "threads": torch.get_num_threads()}
+    measured["machine"] = platform.machine()
     measured |= {"recipe": dict(recipe)}
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     (out / "README.md").write_text(model_card(measured))
@@ -126,7 +127,8 @@ A CLIP of {m["parameters"]:,} parameters for the shapes world of clipreel, for s
 download. It knows nothing of real images.
 
 - Data: stills of the shapes world (seed 0), made while training; no film is ever seen.
-- Command: `python -m clipreel.training.shapes_tiny --out FOLDER` ({m["minutes"]:g} minutes on 2 cores, {m["machine"]}).
+- Command: `python -m clipreel.training.shapes_tiny --out FOLDER` ({m["minutes"]:g} minutes,
+  threads: {m["threads"]}, {m["machine"]}).
 - Recipe: {recipe}.
 
 Measured by that command on the files in this folder (also in `measured.json`). Accuracy in per cent: {ASKED} new

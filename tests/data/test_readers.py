@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipreel.data.readers import csv_rows, read_samples
@@ -181,7 +183,7 @@ def test_missing_videos_are_counted_and_only_those_of_the_split(tmp_path: Path) 
     film(tmp_path, "a.mp4")
     path = tmp_path / "x.jsonl"
     path.write_text(rows(*({"video": f"{n}.mp4", "split": "v" if n == "a" else "t"} for n in "abc")))
-    with pytest.raises(ClipreelError, match=r"line 2: there is no video .*b.mp4 \(2 of 3 are missing\)"):
+    with pytest.raises(ClipreelError, match=r"line 2: there is no video .*b.mp4' \(2 of 3 are missing\)"):
         read_samples(path)
     assert len(read_samples(path, split="v")) == 1
 
@@ -207,3 +209,53 @@ def test_any_caption_survives_csv(captions: list[str]) -> None:
     table.writerows(["a.mp4", c] for c in captions)
     found = list(csv_rows(Path("x.csv"), out.getvalue()))
     assert [r.fields.get("caption", "") for r in found] == [c if c.strip() else "" for c in captions]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ("video", "caption", "captions", "start", "end", "id", "split")
+made_up = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, values)) | st.fixed_dictionaries(
+    {"video": st.text(st.characters(), max_size=4), "caption": st.text(min_size=1, max_size=4)},
+    optional=dict.fromkeys(FIELDS[3:], values),
+)
+
+
+def attempt(path: Path, check_files: bool) -> list[Sample] | str:
+    """The samples, or what the user is told."""
+    try:
+        return read_samples(path, check_files=check_files)
+    except ClipreelError as e:
+        return str(e)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(made_up, min_size=1, max_size=3), st.booleans())
+def test_any_rows_give_samples_or_one_clear_line(rows: list[dict], check_files: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jsonl"
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        found = attempt(path, check_files)
+    if isinstance(found, str):
+        assert found.isprintable()
+        assert len(found) < 400
+        return
+    assert all(s.captions and all(c.strip() for c in s.captions) for s in found)
+    assert len({s.id for s in found}) == len(found)
+    assert all((s.end_s or math.inf) > (s.start_s or 0) >= 0 for s in found)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"video,caption\n", b'{"video": "a", "caption": "b"}\n']),
+    st.sampled_from(["jsonl", "csv", "tsv", "parquet"]),
+)
+def test_any_bytes_give_samples_or_one_clear_line(raw: bytes, head: bytes, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x.{kind}"
+        path.write_bytes(head + raw)
+        found = attempt(path, False)
+    assert found if not isinstance(found, str) else found.isprintable()

@@ -58,7 +58,7 @@ def check_adamw(fixture: Fixture) -> set[str]:
             p.grad = fixture.inputs[f"adamw.grad_{name}.{step}"].clone()
         updater.update(step)
         for name, p in params.items():
-            fixture.check(f"adamw.{name}.{step}", p, atol=2e-7)
+            fixture.check(f"adamw.{name}.{step}", p, atol=1e-6)  # a few roundings; the steps are of size 1e-3
             compared.add(f"adamw.{name}.{step}")
     return compared
 

@@ -1,0 +1,88 @@
+"""clipreel tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from clipreel.cli.output import Progress, shown, skipped
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+def tune(
+    data: str | None = None,
+    *changes: str,
+    method: str | None = None,
+    on: str | None = None,
+    config: Path | None = None,
+    out: Path | None = None,
+    cache: Path | None = None,
+    general: Path | None = None,
+    download: Flag = False,
+    device: str = "auto",
+    json: Flag = False,
+) -> int:
+    """Tune a model to pairs of videos and captions: an adapter of a few megabytes, and a report that says if it helps.
+
+    The pairs are split by video into training, validation (chooses the weights) and held-out (before and after).
+    Killed at any point, the same command goes on where it was.
+    Try `clipreel tune shapes train.steps=100 frames=8 --method vop_f --on shapes-tiny`
+
+    Args:
+        data: JSON lines, CSV or Parquet of videos and captions, a folder with annotations.jsonl, or shapes.
+        changes: Values of the config, such as train.steps=500, lr=1e-3 or options.joint_layers=2.
+        method: What is trained; see `clipreel methods`. (Default: vop_fc.)
+        on: The base: hub id, folder, file or built-in name. (Default: openai/clip-vit-base-patch32.)
+        config: YAML file with the differences to the default config.
+        out: Folder of the run. (Default: tuned/METHOD.)
+        cache: Folder of decoded frames, which several runs may share. (Default: the folder of the run.)
+        general: A second set of pairs, on which the adapter must not be worse.
+        download: Allow the base to be fetched from the hub.
+        device: Where to train: auto takes the GPU where there is one.
+        json: Print the report as JSON.
+    """
+    import json as js
+    import sys
+    from dataclasses import replace
+
+    from clipreel.cli.search import load_model
+    from clipreel.cli.tune_page import SAID, gained, page
+    from clipreel.training.tuning import read_config
+    from clipreel.training.tuning import tune as run
+
+    if data is not None and "=" in data:  # the first word may be a change of a config that names its data
+        changes, data = (data, *changes), None
+    found = read_config(config, changes, method=method, model=on)
+    found = replace(
+        found,
+        data=replace(found.data, path=data or found.data.path, general=str(general) if general else found.data.general),
+    )
+    folder = out or Path("tuned") / found.method
+    line = Progress("step")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    base = load_model(found.model, download, device)
+    tuned = run(found, folder, scratch=cache, base=base, progress=line, say=say)
+    tuned.facts["method"] = found.method
+    report = page(tuned, folder)
+    c = tuned.compared
+    if json:
+        facts = {"adapter": str(tuned.adapter), "report": str(report), "costs": tuned.facts}
+        print(js.dumps({**facts, "compared": c.to_dict(), "last": tuned.last.to_dict()}, default=str))
+    else:
+        for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
+            for measure, gain in c.gains[way].items():
+                before, after = (c.intervals[f"{when} {way}"][measure] for when in ("before", "after"))
+                print(f"{name} {measure:5}{before.value:6.1f} -> {after.value:5.1f}   gain {gain}")
+        print(f"{SAID[c.helped]} {gained(c)}")
+        if tuned.general is not None:
+            print(f"on {general}: {gained(tuned.general)}")
+        print(f"adapter {shown(str(tuned.adapter))} ({tuned.facts['adapter_bytes'] / 1e6:.2f} MB)   report {report}")
+        print(f"use it: clipreel index FOLDER --model {found.model} --adapter {shown(str(tuned.adapter))}")
+    skipped(tuned.skipped)
+    return 1 if tuned.skipped else 0
