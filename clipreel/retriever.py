@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +29,15 @@ BUILT_IN = {"shapes-tiny": Path(__file__).parent / "models" / "shapes-tiny"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class FrameEngine(Protocol):
+    """Another way to compute the video tower: pixels (N, 3, H, W) -> raw vectors (N, E), each frame by itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, frames_NCHW: Tensor, /) -> Tensor: ...
+
+
 class Retriever:
     """Encodes videos and texts into one space of unit vectors, in which the cosine says how well they match.
 
@@ -39,6 +50,7 @@ class Retriever:
     """
 
     rerank: Callable[[Tensor, Tensor], Tensor] | None = None
+    engine: FrameEngine | None = None
 
     def __init__(
         self,
@@ -87,6 +99,19 @@ class Retriever:
         other.__dict__["fingerprint"] = self.fingerprint  # hashing the base once is enough
         return other
 
+    @property
+    def engine_name(self) -> str:
+        """What computes the video tower: "torch", or the name of the engine."""
+        return "torch" if self.engine is None else self.engine.name
+
+    def with_engine(self, engine: FrameEngine) -> Retriever:
+        """The same model with its frames encoded by something else, and so in a `space` of its own."""
+        other = copy(self)
+        other.engine = engine
+        other.__dict__["fingerprint"] = self.fingerprint
+        other.__dict__.pop("space", None)
+        return other
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base weights and architecture, whatever naming or file they came from."""
@@ -102,6 +127,7 @@ class Retriever:
         words = "none" if self.tokenizer is None else self.tokenizer.fingerprint
         parts = [self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint()]
         parts += [self.adapter] if self.tuner is not PLAIN else []
+        parts += [self.engine_name] if self.engine is not None else []
         return hashlib.blake2b("/".join(parts).encode(), digest_size=10).hexdigest()
 
     @property
@@ -127,6 +153,8 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        if self.engine is not None:  # frames know nothing of each other, so there is nothing to mask yet
+            return self.engine(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         mask = None if frame_mask is None else frame_mask.to(self.device)
         with self._autocast():
             return self.clip.encode_video(frames.to(self.device), self.tuner, mask)

@@ -28,11 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "int8": {"data", "evaluation"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
     "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
     | {"retriever", "sites", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
-    "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
+    "cli": {"adapter", "data", "evaluation", "int8", "official", "retriever", "search", "training", "tuners", "video"},
     "errors": set(),
 }
 

@@ -56,6 +56,7 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
     return {
         "space": model.space,
         "model": os.path.abspath(model.name) if os.path.exists(model.name) else model.name,
+        "engine": model.engine_name,
         "embed_dim": model.embed_dim,
         "segments": segments.to_dict(),
         "sampling": model.sampling.to_dict(),
@@ -65,9 +66,12 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
 def check_space(index: Index, model: Retriever) -> None:
     """Vectors of two models never meet: ClipreelError when the model is not the one of the index."""
     if index.facts["space"] != model.space:
+        mine, theirs = model.engine_name, index.facts.get("engine", "torch")
+        engine = "" if mine == theirs else f" --engine {theirs.partition('/')[0]}"
         raise ClipreelError(
-            f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
-            f"{model.name} has space {model.space}: use --model {index.facts['model']}, or another --index"
+            f"the index at {index.place} was made with {index.facts['model']} (engine {theirs}, space "
+            f"{index.facts['space']}), and {model.name} (engine {mine}) has space {model.space}: use --model "
+            f"{index.facts['model']}{engine}, or another --index"
         )
 
 
