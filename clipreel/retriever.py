@@ -26,6 +26,7 @@ from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 
 BUILT_IN = {"shapes-tiny": Path(__file__).parent / "models" / "shapes-tiny"}
+CPU_TOKENS = 1200  # that go through the tower at once: 5 to 10 % faster than four times as many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -153,11 +154,20 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
-        if self.engine is not None:  # frames know nothing of each other, so there is nothing to mask yet
-            return self.engine(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        if self.pools_frames:  # they know nothing of each other, so there is nothing to mask yet
+            return self._each(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         mask = None if frame_mask is None else frame_mask.to(self.device)
         with self._autocast():
             return self.clip.encode_video(frames.to(self.device), self.tuner, mask)
+
+    def _each(self, frames_NCHW: Tensor) -> Tensor:
+        """Raw vectors (N, E) of frames by themselves; on the CPU few at a time, so that caches hold what they need."""
+        if self.engine is not None:
+            return self.engine(frames_NCHW)
+        few = max(1, CPU_TOKENS // len(self.clip.vision.pos)) if self.device.type == "cpu" else max(1, len(frames_NCHW))
+        with self._autocast():
+            parts = [self.clip.encode_video(p[None].to(self.device))[0] for p in frames_NCHW.split(few)]
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def encode_text(
