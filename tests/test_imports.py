@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"checkpoints", "clip", "retriever", "sites"},
     "int8": {"data", "evaluation"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses", "official"}
     | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
     "cli": {

@@ -36,6 +36,7 @@ from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.order import Order
 from clipreel.training.pairs import DataConfig, Pairs, read_pairs
 from clipreel.training.recipe import Recipe, RetrievalRecipe
+from clipreel.training.starting import start_from
 from clipreel.tuners import build, method, options
 
 BATCH = 16  # videos encoded at once while measuring
@@ -46,7 +47,9 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class TuneConfig:
     """Everything that a tuned adapter depends on. `options` change the preset of the `method`; `lr` None takes the
-    method's own; `order` says which captions meet in a batch; `random_frames` draws one frame of each part."""
+    method's own; `order` says which captions meet in a batch; `random_frames` draws one frame of each part; `loss` is
+    a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start` is
+    an adapter of the method, or a released checkpoint of it, to go on from."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
@@ -57,6 +60,10 @@ class TuneConfig:
     order: Literal["distinct", "pairs", "opposites"] = "distinct"
     random_frames: bool = False
     augment: Augment = field(default_factory=Augment)
+    loss: str = "contrastive"
+    max_scale: float = 100.0
+    pixels: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
     lr: float | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -220,11 +227,13 @@ def tune(
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     rate, chosen = method(config.method).rate, resolved(config)
-    base = base or load(config.model, device=device, download=download)
+    base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     torch.manual_seed(config.train.seed)
     tuner = build(config.method, base.clip, chosen).to(base.device)
-    recipe = RetrievalRecipe(base.clip, tuner, base.preprocess)
+    if config.start is not None:
+        start_from(tuner, base, config.method, config.start)
+    recipe = RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
     keep = config.frames * (3 if config.random_frames else 1)
     everything = [*pairs.train, *pairs.validation, *pairs.held_out]
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
@@ -278,6 +287,16 @@ def tune(
         write(folder / "config.yaml", to_yaml(config).encode())
     before = plain(base, config)
     return Tuned(adapter, before, after, pairs, frames, outcome, compared, stamped[1], general, facts, skipped)
+
+
+def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
+    """The base with some values of its pixel recipe changed. Raises ClipreelError for one that it does not have."""
+    try:
+        pixels = replace(base.preprocess, **changes)
+    except TypeError as e:
+        allowed = ", ".join(base.preprocess.to_dict())
+        raise ClipreelError(f"pixels: {', '.join(changes)} do not all fit ({e}); allowed are {allowed}") from e
+    return base.adapted(base.tuner, adapter=base.adapter, preprocess=pixels) if changes else base
 
 
 def at(result: Result, selection: str) -> Result:

@@ -11,6 +11,7 @@ from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import Tuner
 from clipreel.tuners.adaptformer import AdaptFormer, AdaptFormerConfig
+from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
 from clipreel.tuners.convpass import Convpass, ConvpassConfig
 from clipreel.tuners.cross_modal import CrossModal, CrossModalConfig
 from clipreel.tuners.lora import Lora, LoraConfig
@@ -58,6 +59,15 @@ TUNERS: Mapping[str, Method] = {
     "vpt": _vop("prompts in the video tower only (VPT, deep)", prefix=0),
     "coop": _vop("prompts before the words only (CoOp)", general=0, prefix=16, text_layers=(0,)),
     "text_prompts": _vop("the text half of VoP", general=0),
+    "clip_vip": Method("video proxies, and every tensor of the base", ClipVip, ClipVipConfig, temporal=True, rate=1e-6),
+    "clip_vip_joint": Method(
+        "CLIP-ViP's comparison: one proxy, all tokens see all",
+        ClipVip,
+        ClipVipConfig,
+        {"proxies": 1, "attention": "joint"},
+        temporal=True,
+        rate=1e-6,
+    ),
     "full": _base("every tensor of the base", 1e-6, what="full"),
     "bias": _base("every bias of the base (BitFit)", 1e-4, what="bias"),
     "proj": _base("both projections", 1e-4, what="proj"),

@@ -1,12 +1,9 @@
-"""Released checkpoints of the published systems, loaded as they are and run as their code runs them.
-
-`load_official("vop", "VoP_msrvtt9k.pth")`; quirks of released code are options of the tuners and are set here.
-"""
+"""MV-Adapter's released checkpoints: 733 tensors of adapters and CLIP's biases beside a CLIP, or a whole model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,13 @@ import torch
 from torch import Tensor
 
 from clipreel.adapter import digest, fill, trained
-from clipreel.checkpoints import Loaded, load_weights, name_table, read_file, translate, unwrap
-from clipreel.clip import Clip, ClipConfig
+from clipreel.checkpoints import Loaded, load_weights, name_table, translate
+from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever, assemble
 from clipreel.tuners.mv_adapter import TIES, MvAdapter, MvAdapterConfig
-from clipreel.tuners.vop import Vop, VopConfig
 from clipreel.video.sampling import Sampling
 
-CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip", "clip4clip", "x-pool")
-SYSTEMS = (*CLIP_SYSTEMS, "vop", "mv-adapter")
-VOP_PROMPTS = ("visual_prompt_learner.visual_prompts", "text_prompt_learner.text_prompts")
 # ours -> names of the released MV-Adapter inside one adapter
 MV_NAMES = {
     "block.qkv.weight": "block.attn.in_proj_weight",
@@ -43,52 +36,6 @@ MV_NAMES = {
 MV_ADAPTER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.mlp\.adapter\.(.+)")
 MV_FACTOR = re.compile(r"prompt\.(\d+)")
 MV_OPTIONS = {"forward": "seq", "n_head": 2, "scale": 0.1, "attn_type": "uni", "position": None, "no_cc": None}
-
-
-def vop_config(
-    prompts: Mapping[str, Tensor],
-    prefix: int,
-    text_layers: Sequence[int] | None = None,
-    vision_layers: Sequence[int] | None = None,
-    frames: int = 12,
-) -> VopConfig:
-    """The VoP of modelscope's prompt tensors (vision (K, 1, P, D), text (K, prefix + suffix, D))."""
-    vision, text = (prompts[n] for n in VOP_PROMPTS)
-    return VopConfig(
-        general=vision.shape[2],
-        frames=frames,
-        prefix=prefix,
-        suffix=text.shape[1] - prefix,
-        text_read="released",
-        vision_layers=None if vision_layers is None else tuple(vision_layers),
-        text_layers=None if text_layers is None else tuple(text_layers),
-    )
-
-
-def vop_tensors(prompts: Mapping[str, Tensor], config: VopConfig, base: ClipConfig) -> dict[str, Tensor]:
-    """modelscope's prompt tensors under the names of our tuner."""
-    vision, text = (prompts[n] for n in VOP_PROMPTS)
-    depths = config.depth("vision", base.vision.layers), config.depth("text", base.text.layers)
-    if (len(depths[0]), len(depths[1])) != (len(vision), len(text)):
-        raise ClipreelError(
-            f"prompts for {len(vision)} video and {len(text)} text layers, but {len(depths[0])} and {len(depths[1])} "
-            "layers take them; give vpt_layers and tpt_layers in the config"
-        )
-    ours = {f"vision.{i}.general": row for i, row in zip(depths[0], vision.squeeze(1), strict=True)}
-    return ours | {f"text.{i}.prompts": row for i, row in zip(depths[1], text, strict=True)}
-
-
-def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """modelscope stores CLIP a second time under image_encoder.* and text_encoder.*: equal copies are dropped."""
-    kept: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        first = name.replace("image_encoder.", "visual.").replace("text_encoder.", "")
-        original = state.get(first, state.get("clip." + first))
-        if first == name:
-            kept[name] = tensor
-        elif original is None or not torch.equal(tensor, original):
-            raise ClipreelError(f"{name} should be a copy of {first} and is not; the file is damaged, fetch it again")
-    return kept
 
 
 def mv_name(theirs: str) -> str | None:
@@ -184,7 +131,7 @@ def _released_tie(adapters: Mapping[str, Tensor], layer: int, down: tuple[int, .
     return "down out" if down is not None and size == down[0] else "down in"
 
 
-def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: str, dtype: str) -> Retriever:
+def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], **where: Any) -> Retriever:
     """The released MV-Adapter: adapters and biases on the CLIP that `config["clip"]` names, or a whole model."""
     stated = {k: v for k, v in config.items() if k not in ("clip", "vision_heads", "text_heads", "tokenizer")}
     adapters, own = mv_split(state)
@@ -199,7 +146,7 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: s
             raise ClipreelError(f"unexpected in an MV-Adapter model: {', '.join(sorted(loaded.extra)[:5])}")
         loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else None
         if not adapters:  # a full fine-tuning with the same code
-            return assemble(loaded, name="mv-adapter", device=device, dtype=dtype)
+            return assemble(loaded, name="mv-adapter", **where)
     elif "clip" not in config:
         raise ClipreelError(
             "this MV-Adapter checkpoint holds adapters and biases alone; name the CLIP below them in the config, "
@@ -217,7 +164,7 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], device: s
         tuner.eval().fold()
         return tuner
 
-    model = assemble(loaded, name="mv-adapter", device=device, dtype=dtype, tuner=build)
+    model = assemble(loaded, name="mv-adapter", tuner=build, **where)
     model.adapter = digest(trained(model.tuner))
     return model
 
@@ -227,58 +174,3 @@ def _biases(own: Mapping[str, Tensor], loaded: Loaded) -> dict[str, Tensor]:
     table = name_table("openai", loaded.config.vision.layers, loaded.config.text.layers)
     ours = {theirs[0]: name.replace(".", "/") for name, theirs, _ in table}
     return {f"base.tensors.{ours[n]}" if n in ours else n: t.float() for n, t in own.items()}
-
-
-def load_official(
-    system: str,
-    source: str | Path | Mapping[str, Tensor],
-    config: Mapping[str, Any] | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> Retriever:
-    """A retriever that computes what the official code computes with its released checkpoint.
-
-    `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
-    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer;
-    mv-adapter: clip, the source of the base, and forward, n_head, scale, attn_type, position, no_cc).
-    Raises ClipreelError that names the system or the tensor that does not fit.
-    """
-    if system not in SYSTEMS:
-        raise ClipreelError(f"system {system!r}: allowed are {', '.join(SYSTEMS)}")
-    config = dict(config or {})
-    if system in CLIP_SYSTEMS and not isinstance(source, Mapping):
-        loaded = load_weights(source)
-        return assemble(loaded, name=str(source), device=device, dtype=dtype)
-    state = source if isinstance(source, Mapping) else read_file(Path(source))[0]
-    if system == "mv-adapter":
-        return mv_adapter(unwrap(state), config, device, dtype)
-    state = without_copies({n.replace("module.", ""): t for n, t in unwrap(state).items()})
-    facts: dict[str, Any] = {k: config[k] for k in ("vision_heads", "text_heads") if k in config}
-    own = {n.removeprefix("clip."): t for n, t in state.items() if n not in VOP_PROMPTS}
-    loaded = translate(own, activation="quick_gelu", facts=facts)
-    loaded.tokenizer_files = Path(config["tokenizer"]) if "tokenizer" in config else loaded.tokenizer_files
-    if system in CLIP_SYSTEMS:
-        return assemble(loaded, name=system, device=device, dtype=dtype)
-    loaded.sampling = loaded.sampling or Sampling("middles", config.get("num_frames", 12)).to_dict()
-    prompts = {n: state[n].float() for n in VOP_PROMPTS if n in state}
-    if not prompts:  # the baselines of modelscope (Bias, Partial, Proj) are whole CLIPs
-        return assemble(loaded, name=system, device=device, dtype=dtype)
-    if len(prompts) < 2:
-        raise ClipreelError(f"{(set(VOP_PROMPTS) - set(prompts)).pop()} is missing in this VoP checkpoint")
-    found = vop_config(
-        prompts,
-        config.get("tp_prefix_token_num", prompts[VOP_PROMPTS[1]].shape[1] // 2),
-        config.get("tpt_layers"),
-        config.get("vpt_layers"),
-        config.get("num_frames", 12),
-    )
-
-    def build(clip: Clip) -> Vop:
-        tuner = Vop(clip, found)
-        fill(tuner, vop_tensors(prompts, found, clip.config), "the checkpoint")
-        return tuner
-
-    model = assemble(loaded, name=system, device=device, dtype=dtype, tuner=build)
-    model.adapter = digest(trained(model.tuner))  # two checkpoints on one base make two spaces
-    return model
