@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
     "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
     "export": {"checkpoints", "clip", "retriever", "sites"},
+    "int8": {"data", "evaluation"},
     "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
     "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses", "official"}
     | {"retriever", "sites", "tokenizer", "tuners", "video"},
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "evaluation",
         "export",
+        "int8",
         "official",
         "retriever",
         "search",

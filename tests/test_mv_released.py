@@ -13,7 +13,7 @@ from clipreel.checkpoints import name_table, to_openai
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
-from clipreel.official import MV_NAMES
+from clipreel.official.mv_adapter import MV_NAMES
 from clipreel.training.cells import cells
 from clipreel.tuners import build, options
 from clipreel.tuners.mv_adapter import MvAdapter, MvAdapterConfig, TextBottleneck, VideoBottleneck

@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, export, info, post_pretrain, prepare, search, tune
+from clipreel.cli import adapters, compare, demo, evaluate, export, info, post_pretrain, prepare, quantize, search, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -30,6 +30,7 @@ for verb in (
     compare.compare,
     adapters.adapters,
     export.export,
+    quantize.quantize,
     info.info,
 ):
     app.command(verb)

@@ -38,6 +38,7 @@ def index(
     time_limit: float = 120.0,
     workers: int = 2,
     device: str = "auto",
+    engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
 ) -> int:
     """Index folders of videos, or bring an index up to date.
@@ -57,6 +58,7 @@ def index(
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
         device: Where the model runs: auto takes the GPU where there is one.
+        engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
@@ -73,7 +75,7 @@ def index(
     adapter = adapter or (
         existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
     )
-    retriever = load_model(name, download, device, adapter)
+    retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
     line = Progress("indexing")
 
@@ -173,9 +175,8 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    searcher = Searcher(
-        store, load_model(model or store.facts["model"], False, device, adapter or store.facts.get("adapter")), exact
-    )
+    lies = adapter or store.facts.get("adapter")
+    searcher = Searcher(store, load_model(model or store.facts["model"], False, device, lies, engine_of(store)), exact)
     hits = searcher.search(query, k)
     for rank, hit in enumerate(hits, 1):
         if json:
@@ -252,12 +253,26 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     return 0
 
 
-def load_model(name: str, download: bool, device: str, adapter: str | Path | None = None) -> Retriever:
+def engine_of(index: Index | None) -> str:
+    """What computed the videos of an index."""
+    return "torch" if index is None else index.facts.get("engine", "torch").partition("/")[0]
+
+
+def load_model(
+    name: str, download: bool, device: str, adapter: str | Path | None = None, engine: str = "torch"
+) -> Retriever:
     """The model of a command, with its adapter; its warnings go to standard error."""
     from clipreel.adapter import with_adapter
     from clipreel.retriever import load
 
-    retriever = load(name, download=download, device=device)
+    int8 = engine == "int8"
+    if int8 and adapter:
+        raise ClipreelError("the int8 engine computes the base alone: leave out --engine int8 or --adapter")
+    retriever = load(name, download=download, device="cpu" if int8 and device == "auto" else device)
+    if int8:
+        from clipreel.int8 import enable
+
+        retriever = enable(retriever)
     for warning in retriever.warnings:
         print(f"note: {warning}", file=sys.stderr)
     if name == "shapes-tiny" and sys.stderr.isatty():

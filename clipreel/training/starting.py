@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipreel.adapter import fill, read_config, read_tensors
 from clipreel.errors import ClipreelError
-from clipreel.official import clip_vip_start
+from clipreel.official.clip_vip import clip_vip_start
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.tuners.clip_vip import ClipVip

@@ -28,7 +28,7 @@ from clipreel.data.shapes_talk import still_captions, subtitles
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
 from clipreel.losses import FOUR
-from clipreel.official import CLIP_VIP
+from clipreel.official.clip_vip import CLIP_VIP
 from clipreel.retriever import Retriever
 from clipreel.training.batches import Batch, Batches, Loader
 from clipreel.training.microbatch import Passes, gradients

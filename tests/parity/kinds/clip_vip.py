@@ -14,7 +14,7 @@ from clipreel.evaluation.ranks import rank_texts, rank_videos
 from clipreel.evaluation.similarity import Dense, DualSoftmax
 from clipreel.heads import mean_pool, unit
 from clipreel.losses import FOUR, RELEASED, TWO, four_named, hard_negatives, mil_nce, pairs, triplet, two_named
-from clipreel.official import CLIP_VIP
+from clipreel.official.clip_vip import CLIP_VIP
 from clipreel.patterns import by_frame
 from clipreel.sites import Tuner
 from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig

@@ -14,7 +14,7 @@ from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.evaluation.ranks import rank_texts, rank_videos
 from clipreel.evaluation.similarity import Dense
 from clipreel.heads import mean_pool, unit
-from clipreel.official import mv_name
+from clipreel.official.mv_adapter import mv_name
 from clipreel.patterns import Layout
 from clipreel.training.cells import cells
 from clipreel.training.optim import by_rules
