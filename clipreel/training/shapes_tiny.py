@@ -1,6 +1,6 @@
 """Trains the built-in model: a small CLIP, from scratch, on stills of the shapes world only.
 
-`python -m clipreel.training.shapes_tiny --out FOLDER` (about half an hour on 2 cores) writes the model in HF layout
+`python -m clipreel.training.shapes_tiny --out FOLDER` (an hour on one core, about 35 minutes on two) writes the model in HF layout
 with a model card whose figures it measures on the files it wrote.
 """
 
