@@ -26,10 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "video": set(),
     "data": {"video"},
     "evaluation": {"data", "video"},
+    "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
-    "official": {"adapter", "checkpoints", "clip", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
+    "official": {"adapter", "alpro", "checkpoints", "clip", "retriever", "tuners", "video"},
+    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
     | {"retriever", "sites", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
     "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
