@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipreel.adapter import fill
+from clipreel.alpro import retriever as alpro
 from clipreel.checkpoints import load_weights, read_file, translate, unwrap
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
@@ -21,7 +22,7 @@ from clipreel.tuners.vop import Vop, VopConfig
 from clipreel.video.sampling import Sampling
 
 CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip", "clip4clip", "x-pool")
-SYSTEMS = (*CLIP_SYSTEMS, "vop")
+SYSTEMS = (*CLIP_SYSTEMS, "vop", *alpro.SYSTEMS)
 VOP_PROMPTS = ("visual_prompt_learner.visual_prompts", "text_prompt_learner.text_prompts")
 
 
@@ -82,11 +83,14 @@ def load_official(
     """A retriever that computes what the official code computes with its released checkpoint.
 
     `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
-    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer).
+    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer;
+    the alpro systems: see alpro/retriever.py).
     Raises ClipreelError that names the system or the tensor that does not fit.
     """
     if system not in SYSTEMS:
         raise ClipreelError(f"system {system!r}: allowed are {', '.join(SYSTEMS)}")
+    if system in alpro.SYSTEMS:
+        return alpro.load_official(system, source, config, device=device, dtype=dtype)
     config = dict(config or {})
     if system in CLIP_SYSTEMS and not isinstance(source, Mapping):
         loaded = load_weights(source)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
@@ -62,6 +62,16 @@ class Retriever:
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone, for its sizes (`config`) and parts."""
+        return self.clip
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a text takes, with those of the method itself."""
+        return self.clip.config.context
 
     def adapted(
         self,

@@ -26,9 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "video": set(),
     "data": {"video"},
     "evaluation": {"data", "video"},
-    "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
+    "alpro": {"checkpoints", "heads", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
-    "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "adapter": {"alpro", "clip", "retriever", "sites", "tuners", "video"},
     "official": {"adapter", "alpro", "checkpoints", "clip", "retriever", "tuners", "video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
     | {"retriever", "sites", "tuners", "video"},

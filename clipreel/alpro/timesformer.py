@@ -126,17 +126,12 @@ class TimeSformer(nn.Module):
         rates = [config.drop_path * i / max(config.layers - 1, 1) for i in range(config.layers)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(d, eps=EPS)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Normal weights of deviation 0.02; the temporal outputs and times are zero, so a start is a frame-wise ViT."""
         for name, p in self.named_parameters():
-            if p.ndim > 1 and name != "time_embed":
-                nn.init.trunc_normal_(p, std=0.02)
-            elif name.endswith("bias"):
+            # times and the last map of every look over time are zero, so that a start is a ViT of each frame
+            if name.endswith(("bias", "time_embed", "temporal_fc.weight")):
                 nn.init.zeros_(p)
-        for block in self.blocks:
-            nn.init.zeros_(block.temporal_fc.weight)
+            elif p.ndim > 1:
+                nn.init.trunc_normal_(p, std=0.02)
 
     def embed(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """CLS (B, 1, D) and patches (B, T, N, D) of normalised pixels (B, T, 3, H, W), both with positions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -29,13 +29,14 @@ def info(
     from clipreel.cli.search import load_model
 
     retriever = load_model(model, download, "cpu")
-    clip = retriever.clip
+    clip = retriever.network
+    config: Any = clip.config
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in clip.named_children()}
     facts = {
         "model": model,
         "space": retriever.space,
         "parameters": {"all": sum(p.numel() for p in clip.parameters()), **count},
-        "config": asdict(clip.config),
+        "config": asdict(config),
         "preprocess": retriever.preprocess.to_dict(),
         "sampling": retriever.sampling.to_dict(),
         "tokenizer": None if retriever.tokenizer is None else retriever.tokenizer.mode,

@@ -235,7 +235,7 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
 
 def load_model(name: str, download: bool, device: str) -> Retriever:
     """The model of a command; its warnings go to standard error."""
-    from clipreel.retriever import load
+    from clipreel.adapter import load
 
     retriever = load(name, download=download, device=device)
     for warning in retriever.warnings:
