@@ -69,6 +69,11 @@ class Retriever:
         return self.clip
 
     @property
+    def scale(self) -> float:
+        """What cosines are multiplied with before a softmax over texts."""
+        return self.clip.scale(self.tuner).item()
+
+    @property
     def tokens(self) -> int:
         """How many tokens a text takes, with those of the method itself."""
         return self.clip.config.context

@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "official": {"adapter", "alpro", "checkpoints", "clip", "retriever", "tuners", "video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
     | {"retriever", "sites", "tuners", "video"},
-    "search": {"adapter", "heads", "retriever", "video"},
-    "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
+    "search": {"adapter", "alpro", "heads", "retriever", "video"},
+    "cli": {"adapter", "alpro", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
     "errors": set(),
 }
 

@@ -82,6 +82,10 @@ class AlproRetriever(Retriever):
         return self.model
 
     @property
+    def scale(self) -> float:
+        return 1 / self.model.temp.item()
+
+    @property
     def tokens(self) -> int:
         return self.context
 

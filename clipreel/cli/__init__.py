@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, info, prepare, search, tune
+from clipreel.cli import adapters, compare, demo, entities, evaluate, info, prepare, search, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -23,6 +23,9 @@ for verb in (
     search.search,
     search.status,
     search.forget,
+    entities.entities,
+    entities.tag,
+    entities.ask,
     prepare.prepare,
     tune.tune,
     evaluate.evaluate,

@@ -16,8 +16,11 @@ from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
+    from clipreel.search.query import Hit
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -114,6 +117,9 @@ def search(
     before: float = float("inf"),
     model: str | None = None,
     device: str = "auto",
+    tag: Many = (),
+    rerank: str | None = None,
+    rerank_top: int = 32,
     json: Flag = False,
     open: Flag = False,
 ) -> int:
@@ -138,6 +144,9 @@ def search(
         before: Only moments that begin before this second.
         model: The model, where it lies elsewhere than when the index was made.
         device: Where the model runs: auto takes the GPU where there is one.
+        tag: Only videos with this tag (see clipreel tag); may be given several times.
+        rerank: Folder of an ALPRO that judges the best hits again, or alpro for the model of the index.
+        rerank_top: How many hits are judged again.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
     """
@@ -160,8 +169,20 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    searcher = Searcher(store, load_model(model or store.facts["model"], False, device))
-    hits = searcher.search(query, k)
+    retriever = load_model(model or store.facts["model"], False, device)
+    searcher = Searcher(store, retriever)
+    failed: list[tuple[str, str]] = []
+    if tag:
+        from clipreel.search.tags import read_tags, tagged
+
+        allowed = tagged(read_tags(store), tag)
+        every = searcher.search(query, max(len(store.list_files()), k))
+        hits = [hit for hit in every if hit.path in allowed][: max(k, rerank_top if rerank else 0)]
+    else:
+        hits = searcher.search(query, max(k, rerank_top if rerank else 0))
+    if rerank is not None:
+        hits, failed = reranked(hits, query.texts, retriever, rerank, device)
+        hits = hits[:k]
     for rank, hit in enumerate(hits, 1):
         if json:
             print(hit.to_json())
@@ -172,7 +193,21 @@ def search(
         return 2
     if open:
         play(hits[0].path, hits[0].start_s)
-    return 0
+    skipped(failed)
+    return 1 if failed else 0
+
+
+def reranked(
+    hits: list[Hit], texts: Sequence[str], model: Retriever, source: str, device: str
+) -> tuple[list[Hit], list[tuple[str, str]]]:
+    """The hits judged again by an ALPRO, and those that could not be read."""
+    from clipreel.alpro.retriever import AlproRetriever
+    from clipreel.search.rerank import rerank
+
+    judge = model if source == "alpro" else load_model(source, False, device)
+    if not isinstance(judge, AlproRetriever):
+        raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
+    return rerank(hits, " ".join(texts), judge)
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:
