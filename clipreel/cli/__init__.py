@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, entities, evaluate, info, prepare, search, tune
+from clipreel.cli import adapters, compare, demo, entities, evaluate, info, prepare, search, train, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -28,6 +28,7 @@ for verb in (
     entities.ask,
     prepare.prepare,
     tune.tune,
+    train.train,
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,
