@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "video": set(),
     "data": {"video"},
     "evaluation": {"data", "video"},
-    "alpro": {"checkpoints", "heads", "patterns", "retriever", "sidecar", "tokenizer", "video"},
+    "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"alpro", "clip", "retriever", "sites", "tuners", "video"},
     "official": {"adapter", "alpro", "checkpoints", "clip", "retriever", "tuners", "video"},
