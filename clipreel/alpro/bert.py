@@ -45,9 +45,16 @@ class Layer(nn.Module):
         self.qkv, self.out, self.ln1 = nn.Linear(d, 3 * d), nn.Linear(d, d), nn.LayerNorm(d, eps=EPS)
         self.fc, self.proj, self.ln2 = nn.Linear(d, config.mlp), nn.Linear(config.mlp, d), nn.LayerNorm(d, eps=EPS)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x (B, S, D); `seen` (B, 1, 1, S) is False on keys that nobody looks at."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+    def forward(self, x: Tensor, seen: Tensor, first: bool = False) -> Tensor:
+        """x (B, S, D) -> the same, or (B, 1, D) with `first`, when only the first token is read; `seen` (B, 1, 1, S)
+        is False on keys that nobody looks at."""
+        if first:
+            d, w, b = x.shape[-1], self.qkv.weight, self.qkv.bias
+            k, v = F.linear(x, w[d:], b[d:]).unflatten(-1, (2, self.heads, -1)).unbind(2)
+            x = x[:, :1]
+            q = F.linear(x, w[:d], b[:d]).unflatten(-1, (self.heads, -1))
+        else:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         y = self.out(attention(q, k, v, seen, dropout=self.rate if self.training else 0.0).flatten(-2))
         x = self.ln1(x + F.dropout(y, self.rate, self.training))
         y = self.proj(F.gelu(self.fc(x)))
@@ -83,24 +90,27 @@ class Bert(nn.Module):
         x = self.words(ids) + self.types.weight[0] + self.positions.weight[: ids.shape[1]]
         return F.dropout(self.ln(x), self.config.dropout, self.training)
 
-    def run(self, x: Tensor, mask: Tensor, layers: range) -> Tensor:
+    def run(self, x: Tensor, mask: Tensor, layers: range, first: bool = False) -> Tensor:
         seen = mask.bool()[:, None, None]
         for i in layers:
+            only = first and i == layers[-1]
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.layers[i], x, seen, use_reentrant=False)
+                x = checkpoint(self.layers[i], x, seen, only, use_reentrant=False)
             else:
-                x = self.layers[i](x, seen)
+                x = self.layers[i](x, seen, only)
         return x
 
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Text tokens (B, L, D) after the lower half; `mask` (B, L) is 0 on padding (default: where ids are 0)."""
         return self.run(self.embed(ids), ids != PAD if mask is None else mask, range(self.config.text_layers))
 
-    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, video_BSD: Tensor) -> Tensor:
-        """Fused tokens (B, L + S, D), the text first. Every video token is seen."""
+    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, video_BSD: Tensor, first: bool = False) -> Tensor:
+        """Fused tokens (B, L + S, D), the text first, or with `first` only the first of them (B, 1, D), for less work.
+        Every video token is seen."""
         both = torch.cat([text_BLD, video_BSD], 1)
         mask = F.pad(mask_BL.bool(), (0, video_BSD.shape[1]), value=True)
-        return self.run(both, mask, range(self.config.text_layers, self.config.layers))
+        x = self.run(both, mask, range(self.config.text_layers, self.config.layers), first)
+        return x[:, :1] if first else x
 
 
 class MaskedWords(nn.Module):

@@ -68,7 +68,7 @@ class Alpro(nn.Module):
 
     def match(self, text_tokens: Tensor, text_mask: Tensor, video_tokens: Tensor) -> Tensor:
         """Logits (B, 2) of row-wise pairs; class 1 says that they match."""
-        return self.itm_head(self.text.fuse(text_tokens, text_mask, video_tokens)[:, 0])
+        return self.itm_head(self.text.fuse(text_tokens, text_mask, video_tokens, first=True)[:, 0])
 
     def entity_logits(self, fused_video: Tensor) -> Tensor:
         """(..., M) of fused video tokens or means of them."""
@@ -86,7 +86,7 @@ class Alpro(nn.Module):
         """(B, A) of row-wise pairs of a video and a question."""
         if self.classifier is None:
             raise ClipreelError("this ALPRO has no answer head; take a VideoQA checkpoint")
-        fused = self.text.fuse(self.text.read(ids), ids != PAD, self.video(video, frame_mask))
+        fused = self.text.fuse(self.text.read(ids), ids != PAD, self.video(video, frame_mask), first=True)
         return self.classifier(fused[:, 0])
 
     @torch.no_grad()

@@ -80,7 +80,7 @@ class AlproRecipe(Recipe):
         video, text = model.video(self.preprocess.normalise(batch.frames), mask), model.text.read(batch.ids)
         out = {"video": model.video_vectors(video), "text": model.text_vectors(text)}
         if set(self.terms) & {"vtm", "pem"}:
-            fused = model.text.fuse(text, ids != PAD, video)
+            fused = model.text.fuse(text, ids != PAD, video, first="pem" not in self.terms)
             if "vtm" in self.terms:
                 out |= {"video_tokens": video.float(), "text_tokens": text.float(), "ids": ids}
                 out["match"] = model.itm_head(fused[:, 0]).float()

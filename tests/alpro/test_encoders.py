@@ -85,6 +85,15 @@ def test_padding_is_not_seen_in_either_half() -> None:
     torch.testing.assert_close(text.fuse(read, ids != 0, video)[:, 8:], short[:, 5:], atol=1e-5, rtol=0)
 
 
+def test_the_first_token_alone_is_the_first_of_all() -> None:
+    text, video = tiny().text, torch.randn(2, 6, 24)
+    ids = tokenizer()(["a red dog", "a cat"], 8)
+    read = text.read(ids)
+    alone = text.fuse(read, ids != 0, video, first=True)
+    assert alone.shape == (2, 1, 24)
+    torch.testing.assert_close(alone, text.fuse(read, ids != 0, video)[:, :1], atol=1e-5, rtol=0)
+
+
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ClipreelError, match="21 tokens: this model reads at most 20"):
         tiny().text.read(torch.ones(1, 21, dtype=torch.long))
