@@ -29,11 +29,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"alpro", "clip", "retriever", "sites", "tuners", "video"},
+    "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
+    "export": {"checkpoints", "clip", "retriever", "sites"},
+    "int8": {"data", "evaluation"},
     "official": {"adapter", "alpro", "checkpoints", "clip", "retriever", "tuners", "video"},
-    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
-    | {"retriever", "sites", "tuners", "video"},
+    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "heads", "retriever", "video"},
-    "cli": {"adapter", "alpro", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
+    "cli": {
+        "adapter",
+        "alpro",
+        "clip",
+        "data",
+        "evaluation",
+        "export",
+        "int8",
+        "official",
+        "retriever",
+        "search",
+        "training",
+        "tuners",
+        "video",
+    },
+    "__main__": {"cli"},
     "errors": set(),
 }
 

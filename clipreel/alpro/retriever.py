@@ -70,6 +70,7 @@ class AlproRetriever(Retriever):
             )
         self.model, self.tokenizer, self.preprocess, self.sampling = model.eval(), tokenizer, preprocess, sampling
         self.name, self.dtype, self.adapter, self.warnings = name, dtype, "none", tuple(warnings)
+        self.adapter_folder, self.base_name = "", name
         self.context, self.embed_dim = min(context, config.text.context), config.embed
         self.answers, self.entities = tuple(answers), tuple(entities)
 

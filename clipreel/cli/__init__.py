@@ -8,7 +8,20 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, entities, evaluate, info, prepare, search, train, tune
+from clipreel.cli import (
+    adapters,
+    compare,
+    demo,
+    entities,
+    evaluate,
+    export,
+    info,
+    prepare,
+    quantize,
+    search,
+    train,
+    tune,
+)
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -32,6 +45,8 @@ for verb in (
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,
+    export.export,
+    quantize.quantize,
     info.info,
 ):
     app.command(verb)

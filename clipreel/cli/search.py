@@ -32,6 +32,8 @@ def index(
     *,
     index: str | None = None,
     model: str | None = None,
+    adapter: str | None = None,
+    unhelpful: Flag = False,
     download: Flag = False,
     segments: Literal["windows", "shots", "none"] = "windows",
     seconds: float = 8.0,
@@ -39,16 +41,19 @@ def index(
     time_limit: float = 120.0,
     workers: int = 2,
     device: str = "auto",
+    engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
 ) -> int:
     """Index folders of videos, or bring an index up to date.
 
-    Try `clipreel index demo-output/shapes --model shapes-tiny --index my-index`
+    Try `clipreel index demo-output/shapes/test --model shapes-tiny --index my-index`
 
     Args:
         folders: Folders or files to index.
         index: Folder or object-store URI of the index (default: the platform's data folder).
         model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
+        adapter: Folder of an adapter on the model (default: that of the index).
+        unhelpful: Take the adapter although it did not help on its held-out pairs.
         download: Allow the model to be fetched from the hub.
         segments: How videos are cut into moments.
         seconds: Length of a window.
@@ -56,6 +61,7 @@ def index(
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
         device: Where the model runs: auto takes the GPU where there is one.
+        engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
@@ -67,7 +73,12 @@ def index(
     place = index or default_place()
     existing = open_if_there(place)
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
-    retriever = load_model(name, download, device)
+    if adapter and not existing:
+        check_helps(adapter, unhelpful)
+    adapter = adapter or (
+        existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
+    )
+    retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
     line = Progress("indexing")
 
@@ -116,12 +127,14 @@ def search(
     after: float = 0.0,
     before: float = float("inf"),
     model: str | None = None,
+    adapter: str | None = None,
     device: str = "auto",
     tag: Many = (),
     rerank: str | None = None,
     rerank_top: int = 32,
     json: Flag = False,
     open: Flag = False,
+    exact: Flag = False,
 ) -> int:
     """Find the videos and moments that fit a text, an image or a video best.
 
@@ -143,12 +156,14 @@ def search(
         after: Only moments that end after this second.
         before: Only moments that begin before this second.
         model: The model, where it lies elsewhere than when the index was made.
+        adapter: The adapter of the index, where it lies elsewhere.
         device: Where the model runs: auto takes the GPU where there is one.
         tag: Only videos with this tag (see clipreel tag); may be given several times.
         rerank: Folder of an ALPRO that judges the best hits again, or alpro for the model of the index.
         rerank_top: How many hits are judged again.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
+        exact: Compare with every vector even where the index has an approximate index.
     """
     from dataclasses import replace
 
@@ -169,8 +184,9 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    retriever = load_model(model or store.facts["model"], False, device)
-    searcher = Searcher(store, retriever)
+    lies = adapter or store.facts.get("adapter")
+    retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
+    searcher = Searcher(store, retriever, exact)
     failed: list[tuple[str, str]] = []
     if tag:
         from clipreel.search.tags import read_tags, tagged
@@ -219,6 +235,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
+    from clipreel.search.ann import described
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -228,21 +245,24 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     facts = {
         "index": store.place,
         "model": store.facts["model"],
+        "adapter": store.facts.get("adapter"),
         "space": store.facts["space"],
         "segments": store.facts["segments"],
         "videos": len(good),
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
+        "approximate": store.facts.get("ann"),
         "skipped": bad,
     }
     if json:
         print(dump(facts))
         return 1 if bad else 0
     cut = store.facts["segments"]
-    print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
+    with_adapter = f" with {shown(facts['adapter'])}" if facts["adapter"] else ""
+    print(f"index    {store.place}\nmodel    {facts['model']}{with_adapter} (space {facts['space']})")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
     print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
-    print("search   exact, in memory")
+    print(f"search   {described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0
 
@@ -250,7 +270,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take files or folders out of an index. The videos themselves are not touched.
 
-    Try `clipreel forget demo-output/shapes/test-rest-001a.mp4 --index my-index`
+    Try `clipreel forget demo-output/shapes/test/test-rest-001a.mp4 --index my-index`
 
     Args:
         paths: Files or folders in the index.
@@ -268,16 +288,47 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     return 0
 
 
-def load_model(name: str, download: bool, device: str) -> Retriever:
-    """The model of a command; its warnings go to standard error."""
-    from clipreel.adapter import load
+def engine_of(index: Index | None) -> str:
+    """What computed the videos of an index."""
+    return "torch" if index is None else index.facts.get("engine", "torch").partition("/")[0]
 
-    retriever = load(name, download=download, device=device)
+
+def load_model(
+    name: str, download: bool, device: str, adapter: str | Path | None = None, engine: str = "torch"
+) -> Retriever:
+    """The model of a command, with its adapter; its warnings go to standard error."""
+    from clipreel.adapter import is_alpro, load, with_adapter
+
+    int8 = engine == "int8"
+    if int8 and adapter:
+        raise ClipreelError("the int8 engine computes the base alone: leave out --engine int8 or --adapter")
+    if is_alpro(name) and (int8 or adapter):
+        raise ClipreelError(f"{name} is an ALPRO, which takes neither an adapter nor --engine int8; leave it out")
+    retriever = load(name, download=download, device="cpu" if int8 and device == "auto" else device)
+    if int8:
+        from clipreel.int8 import enable
+
+        retriever = enable(retriever)
     for warning in retriever.warnings:
         print(f"note: {warning}", file=sys.stderr)
     if name == "shapes-tiny" and sys.stderr.isatty():
         print("note: shapes-tiny knows only the shapes world; for real videos use a CLIP (--model)", file=sys.stderr)
-    return retriever
+    return with_adapter(retriever, adapter) if adapter else retriever
+
+
+def check_helps(adapter: str, unhelpful: bool) -> None:
+    """An adapter that was compared and did not help is not taken unless the user says so."""
+    from clipreel.adapter import read_config
+
+    config = read_config(adapter)
+    gain = config.metrics.get("overall_gain", {}).get("value", 0.0)
+    if config.helped is False and not unhelpful:
+        raise ClipreelError(
+            f"the adapter {shown(adapter)} did not help on its held-out pairs ({gain:+.1f} points over six recalls), "
+            "so the base is better: leave --adapter out, or say --unhelpful to take it all the same"
+        )
+    if config.helped is None:
+        print(f"note: nothing shows that the adapter {shown(adapter)} helps; clipreel tune compares", file=sys.stderr)
 
 
 def open_if_there(place: str) -> Index | None:

@@ -18,6 +18,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.heads import mean_pool
+from clipreel.search.ann import refresh
 from clipreel.search.index import LEVELS, File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
 from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
@@ -53,9 +54,12 @@ def file_id(found: Found, mark: str) -> str:
 
 def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
     """What an index must know of its vectors."""
+    base = model.base_name
     return {
         "space": model.space,
-        "model": os.path.abspath(model.name) if os.path.exists(model.name) else model.name,
+        "model": os.path.abspath(base) if os.path.exists(base) else base,
+        **({"adapter": model.adapter_folder} if model.adapter_folder else {}),
+        "engine": model.engine_name,
         "embed_dim": model.embed_dim,
         "segments": segments.to_dict(),
         "sampling": model.sampling.to_dict(),
@@ -65,9 +69,13 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
 def check_space(index: Index, model: Retriever) -> None:
     """Vectors of two models never meet: ClipreelError when the model is not the one of the index."""
     if index.facts["space"] != model.space:
+        mine, theirs, adapter = model.engine_name, index.facts.get("engine", "torch"), index.facts.get("adapter")
+        use = f"--model {index.facts['model']}" + (f" --adapter {adapter}" if adapter else "")
+        use += "" if mine == theirs else f" --engine {theirs.partition('/')[0]}"
         raise ClipreelError(
-            f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
-            f"{model.name} has space {model.space}: use --model {index.facts['model']}, or another --index"
+            f"the index at {index.place} was made with {index.facts['model']} (engine {theirs}, space "
+            f"{index.facts['space']}), and {model.name} (engine {mine}) has space {model.space}: use {use}, or another "
+            "--index"
         )
 
 
@@ -101,6 +109,7 @@ def update(
             _bookkeep(index, changes, report)
             _encode(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
+        refresh(index, model)
     return report
 
 

@@ -81,14 +81,14 @@ def store(index: Index, tags: Sequence[Tag]) -> None:
     schema = pa.schema([*kinds.items(), ("tag", pa.string()), ("probability", pa.float32())])
     rows = [{**vars(t), "path": t.path.encode("utf-8", "surrogateescape")} for t in tags]
     with index.writing():
-        index._guard(lambda: index.db.create_table(TABLE, pa.Table.from_pylist(rows, schema), mode="overwrite"))
+        index.guard(lambda: index.db.create_table(TABLE, pa.Table.from_pylist(rows, schema), mode="overwrite"))
 
 
 def read_tags(index: Index) -> list[Tag]:
     """The stored tags, in order of path and time. Raises ClipreelError where the index was never tagged."""
     if TABLE not in index._names():
         raise ClipreelError(f"the index at {index.place} has no tags; make some with: clipreel tag WORDS")
-    rows = index._guard(lambda: index.db.open_table(TABLE).to_arrow().to_pylist())
+    rows = index.guard(lambda: index.db.open_table(TABLE).to_arrow().to_pylist())
     tags = [Tag(**{**r, "path": r["path"].decode("utf-8", "surrogateescape")}) for r in rows]
     return sorted(tags, key=lambda t: (t.path, t.level != LEVELS[0], t.start_s, -t.probability))
 
