@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from clipreel.alpro.retriever import is_alpro, load_alpro
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
@@ -195,11 +196,19 @@ def with_adapter(model: Retriever, folder: str | Path) -> Retriever:
 
 
 def load(source: str | Path, adapter: str | Path | None = None, **options: Any) -> Retriever:
-    """A retriever from any source that `retriever.load` takes, with its options, and the folder of an adapter on it.
+    """A retriever from any source that `retriever.load` takes, with its options, and the folder of an adapter on it;
+    or the ALPRO in a folder.
 
     >>> import clipreel
     >>> model = clipreel.load("shapes-tiny", adapter=None)
     """
+    if is_alpro(source):
+        if adapter is not None:
+            raise ClipreelError(f"{source} is an ALPRO, which takes no adapter; tune it with an alpro recipe instead")
+        unknown = [k for k in options if k not in ("device", "dtype", "download")]
+        if unknown:
+            raise ClipreelError(f"{source} is an ALPRO, for which {unknown[0]} cannot be given; leave it out")
+        return load_alpro(source, **{k: v for k, v in options.items() if k != "download"})
     model = load_base(source, **options)
     return model if adapter is None else with_adapter(model, adapter)
 

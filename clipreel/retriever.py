@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
@@ -75,6 +75,21 @@ class Retriever:
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone, for its sizes (`config`) and parts."""
+        return self.clip
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied with before a softmax over texts."""
+        return self.clip.scale(self.tuner).item()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a text takes, with those of the method itself."""
+        return self.clip.config.context
 
     def adapted(
         self,

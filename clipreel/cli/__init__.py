@@ -8,7 +8,21 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, export, info, post_pretrain, prepare, quantize, search, tune
+from clipreel.cli import (
+    adapters,
+    compare,
+    demo,
+    entities,
+    evaluate,
+    export,
+    info,
+    post_pretrain,
+    prepare,
+    quantize,
+    search,
+    train,
+    tune,
+)
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -23,9 +37,13 @@ for verb in (
     search.search,
     search.status,
     search.forget,
+    entities.entities,
+    entities.tag,
+    entities.ask,
     prepare.prepare,
     tune.tune,
     post_pretrain.post_pretrain,
+    train.train,
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,

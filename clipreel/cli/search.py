@@ -16,8 +16,11 @@ from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
+    from clipreel.search.query import Hit
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -126,6 +129,9 @@ def search(
     model: str | None = None,
     adapter: str | None = None,
     device: str = "auto",
+    tag: Many = (),
+    rerank: str | None = None,
+    rerank_top: int = 32,
     json: Flag = False,
     open: Flag = False,
     exact: Flag = False,
@@ -152,6 +158,9 @@ def search(
         model: The model, where it lies elsewhere than when the index was made.
         adapter: The adapter of the index, where it lies elsewhere.
         device: Where the model runs: auto takes the GPU where there is one.
+        tag: Only videos with this tag (see clipreel tag); may be given several times.
+        rerank: Folder of an ALPRO that judges the best hits again, or alpro for the model of the index.
+        rerank_top: How many hits are judged again.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
         exact: Compare with every vector even where the index has an approximate index.
@@ -176,8 +185,20 @@ def search(
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
     lies = adapter or store.facts.get("adapter")
-    searcher = Searcher(store, load_model(model or store.facts["model"], False, device, lies, engine_of(store)), exact)
-    hits = searcher.search(query, k)
+    retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
+    searcher = Searcher(store, retriever, exact)
+    failed: list[tuple[str, str]] = []
+    if tag:
+        from clipreel.search.tags import read_tags, tagged
+
+        allowed = tagged(read_tags(store), tag)
+        every = searcher.search(query, max(len(store.list_files()), k))
+        hits = [hit for hit in every if hit.path in allowed][: max(k, rerank_top if rerank else 0)]
+    else:
+        hits = searcher.search(query, max(k, rerank_top if rerank else 0))
+    if rerank is not None:
+        hits, failed = reranked(hits, query.texts, retriever, rerank, device)
+        hits = hits[:k]
     for rank, hit in enumerate(hits, 1):
         if json:
             print(hit.to_json())
@@ -188,7 +209,21 @@ def search(
         return 2
     if open:
         play(hits[0].path, hits[0].start_s)
-    return 0
+    skipped(failed)
+    return 1 if failed else 0
+
+
+def reranked(
+    hits: list[Hit], texts: Sequence[str], model: Retriever, source: str, device: str
+) -> tuple[list[Hit], list[tuple[str, str]]]:
+    """The hits judged again by an ALPRO, and those that could not be read."""
+    from clipreel.alpro.retriever import AlproRetriever
+    from clipreel.search.rerank import rerank
+
+    judge = model if source == "alpro" else load_model(source, False, device)
+    if not isinstance(judge, AlproRetriever):
+        raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
+    return rerank(hits, " ".join(texts), judge)
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:
@@ -262,12 +297,13 @@ def load_model(
     name: str, download: bool, device: str, adapter: str | Path | None = None, engine: str = "torch"
 ) -> Retriever:
     """The model of a command, with its adapter; its warnings go to standard error."""
-    from clipreel.adapter import with_adapter
-    from clipreel.retriever import load
+    from clipreel.adapter import is_alpro, load, with_adapter
 
     int8 = engine == "int8"
     if int8 and adapter:
         raise ClipreelError("the int8 engine computes the base alone: leave out --engine int8 or --adapter")
+    if is_alpro(name) and (int8 or adapter):
+        raise ClipreelError(f"{name} is an ALPRO, which takes neither an adapter nor --engine int8; leave it out")
     retriever = load(name, download=download, device="cpu" if int8 and device == "auto" else device)
     if int8:
         from clipreel.int8 import enable

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipreel.alpro import retriever as alpro
 from clipreel.checkpoints import load_weights, translate
 from clipreel.errors import ClipreelError
 from clipreel.official.clip_vip import clip_vip
@@ -21,7 +22,7 @@ from clipreel.retriever import Retriever, assemble
 
 CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip", "clip4clip", "x-pool")
 OWN: Mapping[str, Callable[..., Retriever]] = {"vop": vop, "mv-adapter": mv_adapter, "clip-vip": clip_vip}
-SYSTEMS = (*CLIP_SYSTEMS, *OWN)
+SYSTEMS = (*CLIP_SYSTEMS, *OWN, *alpro.SYSTEMS)
 
 
 def load_official(
@@ -37,11 +38,13 @@ def load_official(
     `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
     configuration (vision_heads, text_heads, tokenizer; vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers;
     mv-adapter: clip, the source of the base, and forward, n_head, scale, attn_type, position, no_cc; clip-vip:
-    test_num_frms, max_txt_len, clip_vision_additional_config).
+    test_num_frms, max_txt_len, clip_vision_additional_config; the alpro systems: see alpro/retriever.py).
     Raises ClipreelError that names the system or the tensor that does not fit.
     """
     if system not in SYSTEMS:
         raise ClipreelError(f"system {system!r}: allowed are {', '.join(SYSTEMS)}")
+    if system in alpro.SYSTEMS:
+        return alpro.load_official(system, source, config, device=device, dtype=dtype)
     config = dict(config or {})
     if system in OWN:
         return OWN[system](read_state(source), config, device=device, dtype=dtype)
