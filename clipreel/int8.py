@@ -84,13 +84,11 @@ class Measured:
     threads: int
 
     def note(self) -> str:
-        """The figures in one line."""
+        """What matters most in one line."""
         said = []
-        for way, gains in self.gains.items():
-            after = self.int8.t2v if way == "t2v" else self.int8.v2t
-            said += [
-                f"{way} {k} {after[k]:.1f}, {g.value:+.1f} ({g.low:+.1f} to {g.high:+.1f})" for k, g in gains.items()
-            ]
+        for way, after in (("t2v", self.int8.t2v), ("v2t", self.int8.v2t)):
+            g = self.gains[way]["R@1"]
+            said.append(f"{way} R@1 {after['R@1']:.1f}, {g.value:+.1f} ({g.low:+.1f} to {g.high:+.1f})")
         n = self.int8.t2v
         return (
             f"int8 against fp32 on {self.int8.stamp.split}, {n['queries']} queries over {n['gallery']} videos: "
@@ -150,7 +148,9 @@ def quantize(
     """
     require(model, TO_MAKE)
     if model.dtype is not torch.float32:
-        raise ClipreelError(f"int8 is measured against float32 and {model.name} computes in {model.dtype}; load it so")
+        raise ClipreelError(
+            f"int8 is measured against float32; load {model.name} with dtype float32, not {model.dtype}"
+        )
     n = len(samples)
     wanted, failed = encode_videos(model, samples, frames, lambda done, _: progress(done, 2 * n))
     if len(failed) == n:

@@ -44,6 +44,17 @@ def test_padded_frames_change_nothing_even_as_nan(model: Retriever) -> None:
     torch.testing.assert_close(model.encode_video(frames, mask), model.encode_video(frames[:, :3]))
 
 
+def test_how_many_frames_go_at_once_changes_nothing(model: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = torch.randn(2, 5, 3, 64, 64)
+    sizes: list[int] = []
+    encode = model.clip.encode_video
+    monkeypatch.setattr(model.clip, "encode_video", lambda x, *a: sizes.append(x.shape[1]) or encode(x, *a))
+    wanted = model.encode_frames(frames)
+    monkeypatch.setattr("clipreel.retriever.CPU_TOKENS", 4 * 65 + 1)
+    torch.testing.assert_close(model.encode_frames(frames), wanted)
+    assert sizes == [10, 4, 4, 2]
+
+
 def test_mean_pool_is_the_mean_of_unit_vectors() -> None:
     z = torch.tensor([[[3.0, 0.0], [0.0, 5.0]]])
     torch.testing.assert_close(mean_pool(z), torch.tensor([[0.5**0.5, 0.5**0.5]]))

@@ -60,7 +60,7 @@ def quantize(
             print(f"int8 - fp32, {name}: {change}")
         rates = ", ".join(f"{name} {rate:.1f}" for name, rate in measured.frames_per_s.items())
         print(
-            f"frames/s on {measured.threads} threads: {rates}; cosine with fp32 at least {measured.cosine['min']:.4f}"
+            f"frames/s (threads: {measured.threads}): {rates}; cosine with fp32 at least {measured.cosine['min']:.4f}"
         )
         print(f"use it: clipreel index FOLDER --model {shown(model)} --engine int8")
     skipped(failed)
