@@ -20,10 +20,18 @@ def contrastive(text_NE: Tensor, video_NE: Tensor, scale: Tensor | float, groups
     0.0
     """
     with torch.autocast(text_NE.device.type, enabled=False):
-        logits = scale * unit(text_NE) @ unit(video_NE).T
+        return paired(scale * unit(text_NE) @ unit(video_NE).T, groups_N)
+
+
+def paired(logits_NN: Tensor, groups_N: Tensor | None = None) -> Tensor:
+    """The same from logits Z of texts (rows) and videos (columns) in pairs, however they were scored.
+
+    >>> paired(100.0 * torch.eye(2)).item()
+    0.0
+    """
     if groups_N is None:
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    same = (groups_N[:, None] == groups_N[None]).to(logits.dtype)
+        target = torch.arange(len(logits_NN), device=logits_NN.device)
+        return (F.cross_entropy(logits_NN, target) + F.cross_entropy(logits_NN.T, target)) / 2
+    same = (groups_N[:, None] == groups_N[None]).to(logits_NN.dtype)
     share = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
+    return (F.cross_entropy(logits_NN, share) + F.cross_entropy(logits_NN.T, share)) / 2

@@ -16,12 +16,13 @@ from clipreel.adapter import fill
 from clipreel.checkpoints import load_weights, read_file, translate, unwrap
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
+from clipreel.official_heads import HEAD_SYSTEMS, load_with_head
 from clipreel.retriever import Retriever, assemble
 from clipreel.tuners.vop import Vop, VopConfig
 from clipreel.video.sampling import Sampling
 
-CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip", "clip4clip", "x-pool")
-SYSTEMS = (*CLIP_SYSTEMS, "vop")
+CLIP_SYSTEMS = ("openai-clip", "hf-clip", "open-clip")
+SYSTEMS = (*CLIP_SYSTEMS, *HEAD_SYSTEMS, "vop")
 VOP_PROMPTS = ("visual_prompt_learner.visual_prompts", "text_prompt_learner.text_prompts")
 
 
@@ -82,12 +83,15 @@ def load_official(
     """A retriever that computes what the official code computes with its released checkpoint.
 
     `source` is the file, or its state dict. `config` holds what tensors do not tell, under the names of the official
-    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer).
+    configuration (vop: tp_prefix_token_num, num_frames, tpt_layers, vpt_layers, vision_heads, text_heads, tokenizer;
+    clip4clip, x-pool: see `load_with_head`).
     Raises ClipreelError that names the system or the tensor that does not fit.
     """
     if system not in SYSTEMS:
         raise ClipreelError(f"system {system!r}: allowed are {', '.join(SYSTEMS)}")
     config = dict(config or {})
+    if system in HEAD_SYSTEMS:
+        return load_with_head(system, source, config, device=device, dtype=dtype)
     if system in CLIP_SYSTEMS and not isinstance(source, Mapping):
         loaded = load_weights(source)
         return assemble(loaded, name=str(source), device=device, dtype=dtype)

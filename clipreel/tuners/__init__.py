@@ -13,6 +13,7 @@ from clipreel.sites import Tuner
 from clipreel.tuners.lora import Lora, LoraConfig
 from clipreel.tuners.overriding import Overriding, OverridingConfig
 from clipreel.tuners.parallel import Parallel, ParallelConfig
+from clipreel.tuners.patch_3d import Patch3d, Patch3dConfig
 from clipreel.tuners.vop import Vop, VopConfig
 
 
@@ -59,6 +60,9 @@ TUNERS: Mapping[str, Method] = {
     ),
     "adapter_ffn": Method("bottlenecks beside the MLP", Parallel, ParallelConfig, {"branch": "ffn"}, True, rate=3e-4),
     "lora": Method("low-rank updates of q and v", Lora, LoraConfig, identity=True, rate=3e-4),
+    "patch_3d": Method(
+        "patches over three frames (CLIP4Clip)", Patch3d, Patch3dConfig, identity=True, temporal=True, rate=1e-4
+    ),
 }
 
 
