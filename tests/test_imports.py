@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
+    "head_files": {"adapter", "heads", "retriever"},
     "official_heads": {
         "adapter",
         "checkpoints",
