@@ -139,9 +139,13 @@ class Retriever:
         z = self._frames(frames, frame_mask)
         pooled_over_frames = z.shape[1] == frames.shape[1]
         mask = frame_mask.to(z.device) if frame_mask is not None and pooled_over_frames else None
-        with torch.inference_mode():
-            pool = mean_pool if self.pooling is None else self.pooling.pool
-            return pool(z, mask, normalize)
+        return self.pool(z, mask, normalize)
+
+    @torch.inference_mode()
+    def pool(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
+        """The vector (B, E) of each video from its raw frame vectors (B, T, E): their mean, or what the head makes."""
+        pool = mean_pool if self.pooling is None else self.pooling.pool
+        return pool(frames, frame_mask, normalize)
 
     def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
         """Vectors (B, T, E) float32, one per frame, from normalised pixels (B, T, 3, H, W); heads take them raw."""

@@ -44,7 +44,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
     | {"retriever", "sites", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
-    "cli": {"adapter", "data", "evaluation", "official", "retriever", "search", "training", "tuners", "video"},
+    "cli": {
+        "adapter",
+        "data",
+        "evaluation",
+        "head_files",
+        "official",
+        "retriever",
+        "search",
+        "training",
+        "tuners",
+        "video",
+    },
     "errors": set(),
 }
 

@@ -35,6 +35,7 @@ def index(
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
+    frames: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> int:
@@ -52,11 +53,13 @@ def index(
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
+        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
         device: Where the model runs: auto takes the GPU where there is one.
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import Report, facts_of, update
+    from clipreel.search.rerank import FACT, FrameStore
     from clipreel.video.shots import Segments
 
     if not folders:
@@ -65,7 +68,10 @@ def index(
     existing = open_if_there(place)
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
     retriever = load_model(name, download, device)
-    store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
+    if existing and frames:
+        FrameStore(existing)  # refuses an index that was made without
+    facts = facts_of(retriever, Segments(segments, seconds, 0.5, fps)) | (FACT if frames else {})
+    store = existing or Index.create(place, facts)
     line = Progress("indexing")
 
     def progress(done: int, total: int, report: Report) -> None:
@@ -112,6 +118,8 @@ def search(
     max_duration: float = float("inf"),
     after: float = 0.0,
     before: float = float("inf"),
+    rerank: str | None = None,
+    candidates: int = 50,
     model: str | None = None,
     device: str = "auto",
     json: Flag = False,
@@ -136,6 +144,8 @@ def search(
         max_duration: Only videos at most this long, in seconds.
         after: Only moments that end after this second.
         before: Only moments that begin before this second.
+        rerank: Head that orders the best hits anew: folder of one, or mean, top_frames, soft_frames.
+        candidates: How many hits it looks at.
         model: The model, where it lies elsewhere than when the index was made.
         device: Where the model runs: auto takes the GPU where there is one.
         json: One JSON object per line and nothing else.
@@ -143,8 +153,10 @@ def search(
     """
     from dataclasses import replace
 
+    from clipreel.head_files import with_head
     from clipreel.search.index import Index, default_place
     from clipreel.search.query import Filter, Query, Searcher
+    from clipreel.search.rerank import Reranker
 
     if k < 1:
         raise ClipreelError(f"{k} results: ask for at least 1 (-k)")
@@ -160,8 +172,13 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    searcher = Searcher(store, load_model(model or store.facts["model"], False, device))
-    hits = searcher.search(query, k)
+    retriever = load_model(model or store.facts["model"], False, device)
+    searcher = Searcher(store, retriever)
+    if rerank is None:
+        hits = searcher.search(query, k)
+    else:
+        second = Reranker(store, with_head(retriever, rerank))
+        hits = second.search(searcher, query, k, candidates)
     for rank, hit in enumerate(hits, 1):
         if json:
             print(hit.to_json())
@@ -222,6 +239,7 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
     """
     from clipreel.search.index import Index, default_place
+    from clipreel.search.rerank import FrameStore
 
     store = Index(index or default_place())
     found = [k for path in paths for k in store.known(path)]
@@ -229,6 +247,8 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         raise ClipreelError(f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it")
     with store.writing():
         store.remove({k.id for k in found})
+        if store.facts.get("frames"):
+            FrameStore(store).sweep()
     print(f"forgot {len({k.id for k in found})} files")
     return 0
 
