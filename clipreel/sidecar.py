@@ -108,11 +108,17 @@ def side_preprocess(folder: Path) -> dict[str, Any] | None:
                 found["size"] = size[0]
     except (AttributeError, IndexError) as e:
         raise ClipreelError(f"{folder}: the pixel settings are not understood ({e}); fetch its .json again") from e
+    found |= own_facts(folder).get("preprocess", {})
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
     return kept or None
 
 
 def side_sampling(folder: Path) -> dict[str, Any] | None:
-    """How frames are chosen, which config.json of our own models says under "clipreel"."""
+    """How frames are chosen, where the model was written by this project."""
+    return own_facts(folder).get("sampling")
+
+
+def own_facts(folder: Path) -> dict[str, Any]:
+    """What config.json of a model that this project wrote says under "clipreel"."""
     own = read_json(folder / "config.json").get("clipreel")
-    return own.get("sampling") if isinstance(own, dict) else None
+    return own if isinstance(own, dict) else {}

@@ -64,6 +64,7 @@ class Tokenizer:
         self.sot, self.eot = vocab[START], vocab[END]
         # a list, because the order of merges is their rank
         self._identity = json.dumps([mode, sorted(vocab.items(), key=lambda kv: kv[1]), merges])
+        self._hf_spec = hf_spec
         if mode == "hf":
             self._bpe = BPE.from_str(hf_spec or "")
             self._bpe.no_truncation()
@@ -105,6 +106,16 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Identity of vocabulary, merges and mode."""
         return hashlib.blake2b(self._identity.encode(), digest_size=8).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary in the layout of transformers: tokenizer.json where it came so, else its two files."""
+        if self._hf_spec is not None:
+            (folder / "tokenizer.json").write_text(self._hf_spec, "utf-8")
+            return
+        _, vocab, merges = json.loads(self._identity)
+        (folder / "vocab.json").write_text(json.dumps(dict(vocab), ensure_ascii=False), "utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
     def encode(self, text: str, *, strip_special: bool = False) -> list[int]:
         """The ids of a text without start and end token, not cut. `strip_special`: see `__call__`."""

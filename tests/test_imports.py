@@ -29,25 +29,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"clip", "retriever", "sites", "tuners", "video"},
     "head_files": {"adapter", "heads", "retriever"},
-    "official_heads": {
-        "adapter",
-        "checkpoints",
-        "clip",
-        "heads",
-        "retriever",
-        "sidecar",
-        "tokenizer",
-        "tuners",
-        "video",
-    },
+    "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
+    "export": {"checkpoints", "clip", "retriever", "sites"},
+    "official_heads": {"adapter", "checkpoints", "clip", "heads", "retriever"}
+    | {"sidecar", "tokenizer", "tuners", "video"},
     "official": {"adapter", "checkpoints", "clip", "official_heads", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "heads", "losses"}
-    | {"retriever", "sites", "tuners", "video"},
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
     "cli": {
         "adapter",
+        "clip",
         "data",
         "evaluation",
+        "export",
         "head_files",
         "official",
         "retriever",
@@ -56,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tuners",
         "video",
     },
+    "__main__": {"cli"},
     "errors": set(),
 }
 

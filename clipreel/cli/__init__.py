@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, info, prepare, search, tune
+from clipreel.cli import adapters, compare, demo, evaluate, export, info, prepare, search, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -28,6 +28,7 @@ for verb in (
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,
+    export.export,
     info.info,
 ):
     app.command(verb)

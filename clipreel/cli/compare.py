@@ -14,6 +14,7 @@ def compare(
     *configs: Path,
     seeds: int = 3,
     out: Path = Path("compared"),
+    jobs: int = 1,
     device: str = "auto",
     download: Flag = False,
     json: Flag = False,
@@ -28,6 +29,7 @@ def compare(
         configs: YAML files as for `clipreel tune --config`.
         seeds: Runs of each config, with the seeds 0, 1, 2 and so on.
         out: Folder of the runs, the decoded frames and the table.
+        jobs: Runs at a time, which share the cores.
         device: Where to train: auto takes the GPU where there is one.
         download: Allow the base to be fetched from the hub.
         json: Print the table as JSON.
@@ -37,7 +39,7 @@ def compare(
     from clipreel.cli.output import skipped
     from clipreel.training.comparing import markdown, study
 
-    found = study(configs, seeds, out, device=device, download=download)
+    found = study(configs, seeds, out, jobs=jobs, device=device, download=download)
     if json:
         print(js.dumps(found.to_dict()))
     else:

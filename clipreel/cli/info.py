@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
-def info(
-    model: str = "shapes-tiny",
-    /,
-    *,
-    download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-) -> int:
-    """Show what a model is: sizes, parameters, recipes, space.
 
-    Try `clipreel info shapes-tiny`
+def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag = False, json: Flag = False) -> int:
+    """Show what a model is (sizes, parameters, recipes, space), and what each method would train on it.
+
+    Counts are given in full and by the rule of VoP's paper, which skips what is in no leaf module.
+    Try `clipreel info ViT-B/32`
 
     Args:
-        model: Hub id, folder, file or built-in name.
+        model: Hub id, folder, file or built-in name; or ViT-B/32, ViT-B/16 or ViT-L/14 without weights.
+        methods: Count what each method trains; always done for an architecture without weights.
         download: Allow the model to be fetched from the hub.
         json: Print the facts as JSON.
     """
@@ -27,22 +25,36 @@ def info(
     from dataclasses import asdict
 
     from clipreel.cli.search import load_model
+    from clipreel.tuners.counting import ARCHITECTURES, counts, whole_by_paper
 
-    retriever = load_model(model, download, "cpu")
-    clip = retriever.clip
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in clip.named_children()}
-    facts = {
-        "model": model,
-        "space": retriever.space,
-        "parameters": {"all": sum(p.numel() for p in clip.parameters()), **count},
-        "config": asdict(clip.config),
-        "preprocess": retriever.preprocess.to_dict(),
-        "sampling": retriever.sampling.to_dict(),
-        "tokenizer": None if retriever.tokenizer is None else retriever.tokenizer.mode,
-    }
-    if json:
-        print(js.dumps(facts))
+    facts: dict[str, Any]
+    if model in ARCHITECTURES:
+        config, methods, facts = ARCHITECTURES[model], True, {"model": model}
     else:
-        for key, value in facts.items():
-            print(f"{key:<11}", ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
+        retriever = load_model(model, download, "cpu")
+        clip, config = retriever.clip, retriever.clip.config
+        count = {name: sum(p.numel() for p in part.parameters()) for name, part in clip.named_children()}
+        facts = {
+            "model": model,
+            "space": retriever.space,
+            "parameters": {
+                "all": sum(p.numel() for p in clip.parameters()),
+                "by the paper's rule": whole_by_paper(clip),
+                **count,
+            },
+            "preprocess": retriever.preprocess.to_dict(),
+            "sampling": retriever.sampling.to_dict(),
+            "tokenizer": None if retriever.tokenizer is None else retriever.tokenizer.mode,
+        }
+    facts["config"] = asdict(config)
+    table = {name: asdict(c) for name, c in counts(config).items()} if methods else {}
+    if json:
+        print(js.dumps(facts | ({"methods": table} if methods else {})))
+        return 0
+    for key, value in facts.items():
+        print(f"{key:<11}", ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
+    if methods:
+        print(f"\n{'method':<14}{'trainable':>13}{'share':>10}{'by the paper':>15}{'share':>10}")
+    for name, c in table.items():
+        print(f"{name:<14}{c['trainable']:>13,}{c['share']:>8.3f} %{c['paper']:>15,}{c['paper_share']:>8.3f} %")
     return 0

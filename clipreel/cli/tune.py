@@ -29,12 +29,13 @@ def tune(
 
     The pairs are split by video into training, validation (chooses the weights) and held-out (before and after).
     Killed at any point, the same command goes on where it was.
+    On several GPUs: torchrun --nproc-per-node N -m clipreel tune ...
     Try `clipreel tune shapes train.steps=100 frames=8 --method vop_f --on shapes-tiny`
 
     Args:
         data: JSON lines, CSV or Parquet of videos and captions, a folder with annotations.jsonl, or shapes.
         changes: Values of the config, such as train.steps=500, lr=1e-3 or options.joint_layers=2.
-        method: What is trained; see `clipreel methods`. (Default: vop_fc.)
+        method: What is trained; see `clipreel info ViT-B/32`. (Default: vop_fc.)
         on: The base: hub id, folder, file or built-in name. (Default: openai/clip-vit-base-patch32.)
         config: YAML file with the differences to the default config.
         out: Folder of the run. (Default: tuned/METHOD.)
@@ -50,6 +51,7 @@ def tune(
 
     from clipreel.cli.search import load_model
     from clipreel.cli.tune_page import SAID, gained, page
+    from clipreel.training.distributed import joined
     from clipreel.training.tuning import read_config
     from clipreel.training.tuning import tune as run
 
@@ -63,11 +65,20 @@ def tune(
     folder = out or Path("tuned") / found.method
     line = Progress("step")
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
+    with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
+        base = load_model(found.model, download, device)
 
-    base = load_model(found.model, download, device)
-    tuned = run(found, folder, scratch=cache, base=base, progress=line, say=say)
+        def say(text: str) -> None:
+            if here.first:
+                print(text, file=sys.stderr)
+
+        def progress(done: int, total: int, extra: str) -> None:
+            if here.first:
+                line(done, total, extra)
+
+        tuned = run(found, folder, scratch=cache, base=base, progress=progress, say=say)
+    if not here.first:
+        return 0
     tuned.facts["method"] = found.method
     report = page(tuned, folder)
     c = tuned.compared

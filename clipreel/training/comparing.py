@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,16 @@ class Study:
         }
 
 
-def study(configs: Sequence[Path], seeds: int, out: Path, *, device: str = "auto", download: bool = False) -> Study:
-    """Run what is not done yet, then read all reports. A run that fails is named and does not stop the others.
+def study(
+    configs: Sequence[Path], seeds: int, out: Path, *, jobs: int = 1, device: str = "auto", download: bool = False
+) -> Study:
+    """Run what is not done yet, `jobs` at a time, then read all reports. A run that fails is named and does not stop
+    the others.
 
     Raises ClipreelError for configs that are wrong, or that differ in base, data or frames.
     """
-    if not configs or seeds < 1:
-        raise ClipreelError("give at least one config and one seed, as: clipreel compare configs/shapes/*.yaml")
+    if not configs or seeds < 1 or jobs < 1:
+        raise ClipreelError("give at least one config, seed and job, as: clipreel compare configs/shapes/*.yaml")
     names = [p.stem for p in configs]
     if len(set(names)) < len(names):
         raise ClipreelError(f"two configs have the same file name ({', '.join(sorted(names))}); rename one")
@@ -93,13 +98,17 @@ def study(configs: Sequence[Path], seeds: int, out: Path, *, device: str = "auto
     if first.data.path == SHAPES:
         both = shapes_bound()
         found.bound = {f"{way} {m}": d[m] for way, d in zip(("t2v", "v2t"), both, strict=True) for m in MEASURES}
+    runs = {
+        (name, seed): replace(config, train=replace(config.train, seed=seed))
+        for name, config in read_all.items()
+        for seed in range(seeds)
+    }
+    problems = run_all(runs, out, jobs, device, download)
     for name, config in read_all.items():
         reports = []
-        for seed in range(seeds):
-            folder = out / name / f"seed-{seed}"
-            problem = one_run(replace(config, train=replace(config.train, seed=seed)), folder, out, device, download)
-            if problem:
-                found.failed.append((str(folder), problem))
+        for folder in (out / name / f"seed-{seed}" for seed in range(seeds)):
+            if folder in problems:
+                found.failed.append((str(folder), problems[folder]))
             else:
                 reports.append(json.loads((folder / "report.json").read_text("utf-8")))
         if reports:
@@ -109,7 +118,26 @@ def study(configs: Sequence[Path], seeds: int, out: Path, *, device: str = "auto
     return found
 
 
-def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: bool) -> str:
+def run_all(
+    runs: dict[tuple[str, int], TuneConfig], out: Path, jobs: int, device: str, download: bool
+) -> dict[Path, str]:
+    """Train what is not done; what comes out are the folders that failed, with the reason."""
+    # the first alone: it decodes the frames that all of them read
+    todo = list(runs.items())
+    results: dict[Path, str] = {}
+
+    def one(item: tuple[tuple[str, int], TuneConfig]) -> None:
+        (name, seed), config = item
+        folder = out / name / f"seed-{seed}"
+        results[folder] = one_run(config, folder, out, device, download, jobs)
+
+    one(todo[0])
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, todo[1:]))
+    return {folder: problem for folder, problem in results.items() if problem}
+
+
+def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: bool, jobs: int) -> str:
     """Train in a process of its own unless it is done; returns what went wrong, or nothing."""
     wanted = as_dict(config)
     done = folder / "report.json"
@@ -121,7 +149,9 @@ def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: 
     arguments = ["tune", "--config", str(stated), "--out", str(folder), "--cache", str(out), "--device", device]
     arguments += ["--json", *(["--download"] if download else [])]
     print(f"{folder}", file=sys.stderr)
-    run = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True)
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    command = [sys.executable, "-c", RUN, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads})
     if run.returncode not in (0, 1):
         return (run.stderr.strip().splitlines() or [f"ended with {run.returncode}"])[-1]
     return ""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 
+T = TypeVar("T")
 BUCKET = 2**25  # bytes of gradients that are summed in one message
 
 
@@ -217,6 +218,13 @@ def on_first(work: Callable[[], Any]) -> Any:
     if failure is not None:
         raise ClipreelError(failure)
     return result
+
+
+def after_first(work: Callable[[], T]) -> T:
+    """What the work returns on every process; the others start once the first is done and its files are there."""
+    kept: list[T] = []
+    on_first(lambda: kept.append(work()))
+    return kept[0] if kept else work()
 
 
 def broadcast(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -11,54 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from clipreel.checkpoints import to_hf
-from clipreel.clip import Clip, ClipConfig, TowerConfig
+from clipreel.clip import Clip
 from clipreel.data.shapes_stills import ATTRIBUTES, questions
 from clipreel.evaluation.runs import evaluate_samples, shapes_bound, shapes_samples
+from clipreel.export import write_folder
 from clipreel.retriever import Retriever, load
+from clipreel.tokenizer import Tokenizer
+from clipreel.video.sampling import Sampling
+from clipreel.video.transforms import Preprocess
 
 MOST_BYTES, MOST_PARAMETERS = 6_000_000, 3_000_000
 ASKED = 1000
-
-
-def tower(c: TowerConfig, activation: str) -> dict[str, Any]:
-    return {
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": activation,
-        "layer_norm_eps": 1e-5,
-        "attention_dropout": 0.0,
-    }
-
-
-def hf_config(c: ClipConfig) -> dict[str, Any]:
-    """config.json as transformers' CLIPModel reads it; the sampling is ours and ignored there."""
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": c.embed,
-        "logit_scale_init_value": 2.6593,
-        "text_config": {
-            **tower(c.text, c.activation),
-            "max_position_embeddings": c.context,
-            "vocab_size": c.vocab,
-            "projection_dim": c.embed,
-            "bos_token_id": c.vocab - 2,
-            "eos_token_id": c.vocab - 1,
-            "pad_token_id": 0,
-        },
-        "vision_config": {
-            **tower(c.vision, c.activation),
-            "image_size": c.image_size,
-            "patch_size": c.patch,
-            "projection_dim": c.embed,
-        },
-        "clipreel": {"sampling": {"kind": "uniform", "frames": 8}},
-    }
 
 
 def attribute_accuracy(model: Retriever, attribute: str, count: int = ASKED, seed: int = 100) -> float:
@@ -72,21 +36,17 @@ def attribute_accuracy(model: Retriever, attribute: str, count: int = ASKED, see
 
 def ship(out: Path, clip: Clip, tokenizer: Mapping[str, Any], minutes: float, recipe: Mapping[str, Any]) -> None:
     """Write the folder and measure what is in it."""
-    state = to_hf(clip.state_dict(), clip.config)
-    save_file(state, out / "model.safetensors", metadata={"format": "pt", "activation": clip.config.activation})
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-    (out / "config.json").write_text(json.dumps(hf_config(clip.config), indent=1) + "\n")
-    pixels = {
-        "crop_size": clip.config.image_size,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "resample": 3,
-        "size": {"shortest_edge": clip.config.image_size},
-    }
-    (out / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1) + "\n")
+    write_folder(
+        Retriever(
+            clip,
+            tokenizer=Tokenizer.from_files(out),
+            preprocess=Preprocess(clip.config.image_size),
+            sampling=Sampling("uniform", 8),
+            name=out.name,
+        ),
+        out,
+    )
     measured = measure(load(out, device="cpu"))
     parameters = sum(p.numel() for p in clip.parameters())
     measured |= {"parameters": parameters, "minutes": round(minutes, 1), "threads": torch.get_num_threads()}

@@ -35,7 +35,7 @@ from clipreel.sites import Tuner
 from clipreel.training.batches import Augment, Loader
 from clipreel.training.checkpoint import read_whole
 from clipreel.training.config import TrainConfig, as_dict, override, read, to_yaml
-from clipreel.training.distributed import world
+from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.order import Order
 from clipreel.training.recipe import Recipe, RetrievalRecipe
@@ -283,19 +283,20 @@ def tune(
     """Train, select on validation, compare on held-out pairs, and write the adapter into `folder`/adapter.
 
     `scratch` holds decoded frames (default: `folder`), which runs may share. The same call goes on where a killed run
-    stopped. Raises ClipreelError for data, options or a base that do not fit, before anything is decoded.
+    stopped. Under torchrun, processes share the batch, and the first one writes. Raises ClipreelError for data, options
+    or a base that do not fit, before anything is decoded.
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     rate, chosen = method(config.method).rate, resolved(config)
     base = base or load(config.model, device=device, download=download)
-    pairs = read_pairs(config.data, scratch)
+    pairs = after_first(lambda: read_pairs(config.data, scratch))
     torch.manual_seed(config.train.seed)
     tuner = build(config.method, base.clip, chosen).to(base.device)
     recipe = RetrievalRecipe(base.clip, tuner, base.preprocess)
     keep = config.frames * (3 if config.random_frames else 1)
     everything = [*pairs.train, *pairs.validation, *pairs.held_out]
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
-    frames, skipped = cached(base, everything, place, keep, say)
+    frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
     train = replace(config.train, optim=replace(config.train.optim, lr=config.lr or rate))
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
     validation = [s for s in pairs.validation if s.id in frames]
@@ -322,21 +323,27 @@ def tune(
     how = outcome.selected.selection
     stamped = [at(r, s) for r, s in zip(results, (how, outcome.last.selection, how), strict=True)]
     compared = compare(stamped[0], stamped[2], pairs.held_out)
-    general = general_check(config, base, after, scratch, say) if config.data.general else None
-    adapter = save_adapter(
-        folder / "adapter",
-        after,
-        config.method,
-        chosen,
-        trained_on={"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step},
-        metrics=compared.to_dict() | ({"general": general.to_dict()} if general else {}),
-        helped=compared.helped,
-        licence={"base": base.name, "data": config.data.path},
+    general = after_first(lambda: general_check(config, base, after, scratch, say)) if config.data.general else None
+    adapter = folder / "adapter"
+    on_first(
+        lambda: str(
+            save_adapter(
+                adapter,
+                after,
+                config.method,
+                chosen,
+                trained_on={"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step},
+                metrics=compared.to_dict() | ({"general": general.to_dict()} if general else {}),
+                helped=compared.helped,
+                licence={"base": base.name, "data": config.data.path},
+            )
+        )
     )
     facts = costs(tuner, adapter, outcome)
-    report = {"config": as_dict(config), "costs": facts, "compared": compared.to_dict(), "last": stamped[1].to_dict()}
-    write(folder / "report.json", (json.dumps(report, indent=1, default=str) + "\n").encode())
-    write(folder / "config.yaml", to_yaml(config).encode())
+    if world().first:
+        made = {"config": as_dict(config), "costs": facts, "compared": compared.to_dict(), "last": stamped[1].to_dict()}
+        write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
+        write(folder / "config.yaml", to_yaml(config).encode())
     before = plain(base, config)
     return Tuned(adapter, before, after, pairs, frames, outcome, compared, stamped[1], general, facts, skipped)
 

@@ -53,6 +53,8 @@ class Preprocess:
                 raise ClipreelError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         if self.size < 1:
             raise ClipreelError(f"a size of {self.size} pixels: give at least 1")
+        for name in ("mean", "std"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 (T, H, W, 3) RGB -> normalised float32 (T, 3, size, size), on the device of the frames."""

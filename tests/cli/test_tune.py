@@ -1,0 +1,263 @@
+"""From a folder of captioned videos to an adapter, its report, its care, its export and a table: as a user runs it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clipreel
+from clipreel.adapter import read_config
+from clipreel.cli import main
+from clipreel.data.shapes import ShapesWorld
+from clipreel.evaluation.bootstrap import Interval
+from clipreel.training.comparing import Spread
+
+SHORT = (
+    "frames=2",
+    "batch=8",
+    "train.steps=4",
+    "train.select.every_steps=2",
+    "data.validation_share=0.3",
+    "data.held_out_share=0.4",
+)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    ShapesWorld().write_videos(folder, "val", count=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("frames")
+
+
+def tune(films: Path, out: Path, cache: Path, *more: str, changes: tuple[str, ...] = ()) -> int:
+    arguments = [str(films), *SHORT, *changes, "--on", "shapes-tiny", "--out", str(out), "--cache", str(cache)]
+    return main(["tune", *arguments, "--device", "cpu", *more])
+
+
+@pytest.fixture(scope="module")
+def lora(films: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    assert tune(films, out, cache, "--method", "lora", changes=("lr=1e-2", "options.rank=2")) == 0
+    return out
+
+
+def test_an_adapter_and_a_report_that_says_what_changed(lora: Path) -> None:
+    config = read_config(lora / "adapter")
+    assert (config.method, config.options["rank"], config.base_name) == ("lora", 2, "shapes-tiny")
+    assert config.licence == {"base": "shapes-tiny", "data": config.trained_on["config"]["data"]["path"]}
+    report = json.loads((lora / "report.json").read_text())
+    compared = report["compared"]
+    assert compared["helped"] == config.helped
+    assert compared["before"]["stamp"]["selection"] == compared["after"]["stamp"]["selection"]
+    for way in ("t2v", "v2t"):
+        for name, gain in compared["gains"][way].items():
+            before, after = (compared["intervals"][f"{when} {way}"][name] for when in ("before", "after"))
+            assert gain["value"] == pytest.approx(after["value"] - before["value"])
+            assert gain["low"] <= gain["value"] <= gain["high"]
+            assert before["value"] == pytest.approx(compared["before"][way][name])
+    tensors = load_file(lora / "adapter" / "adapter_model.safetensors")
+    assert report["costs"]["trainable"] == sum(t.numel() for t in tensors.values())
+    assert report["costs"]["adapter_bytes"] == (lora / "adapter" / "adapter_model.safetensors").stat().st_size
+    page = (lora / "report.html").read_text()
+    for part in ("before", "after", "gain", "text to video R@1", "trainable numbers"):
+        assert part in page
+    assert (lora / "config.yaml").is_file()
+    assert (lora / "run" / "log.jsonl").is_file()
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(lora: Path, films: Path, cache: Path) -> None:
+    first = (lora / "adapter" / "adapter_model.safetensors").read_bytes()
+    log = (lora / "run" / "log.jsonl").read_bytes()
+    assert tune(films, lora, cache, "--method", "lora", changes=("lr=1e-2", "options.rank=2")) == 0
+    assert (lora / "adapter" / "adapter_model.safetensors").read_bytes() == first
+    assert (lora / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_the_adapter_is_what_was_measured(lora: Path, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loaded again it gives other vectors than the base, and the exported model the same as the adapter."""
+    base, tuned = clipreel.load("shapes-tiny", device="cpu"), clipreel.load("shapes-tiny", lora / "adapter")
+    assert base.space != tuned.space
+    assert tuned.sampling.frames == 2
+    texts = ["a red circle moves to the left", "a blue square"]
+    assert not torch.allclose(base.encode_text(texts), tuned.encode_text(texts), atol=1e-4)
+    out = lora.parent / "merged"
+    assert main(["export", str(lora / "adapter"), "--out", str(out)]) == 0
+    assert "vectors differ by at most" in capsys.readouterr().out
+    merged = clipreel.load(out, device="cpu")
+    torch.testing.assert_close(merged.encode_text(texts), tuned.encode_text(texts), atol=1e-5, rtol=0)
+    assert merged.sampling == tuned.sampling
+    assert merged.preprocess == tuned.preprocess
+    assert main(["export", str(lora / "adapter"), "--out", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: Path, tmp_path: Path) -> None:
+    arguments = ["tune", str(films), *SHORT, "lr=1e-2", "options.rank=2", "--method", "lora", "--on", "shapes-tiny"]
+    arguments += ["--out", str(tmp_path / "run"), "--cache", str(cache), "--device", "cpu"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "clipreel", *arguments]
+    both = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert "text to video R@1" in said[0][0]
+    assert said[1][0] == ""
+    one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (lora, tmp_path / "run"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_care_for_adapters(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "kept"
+    shutil.copytree(lora / "adapter", folder / "mine")
+    assert main(["adapters", "list", str(folder)]) == 0
+    line = capsys.readouterr().out
+    assert all(part in line for part in ("mine", "lora", "on shapes-tiny", "MB"))
+    assert main(["adapters", "show", str(folder / "mine")]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "lora"
+    assert main(["adapters", "verify", str(folder / "mine"), "--model", "shapes-tiny"]) == 0
+    assert "fits shapes-tiny" in capsys.readouterr().out
+    weights = folder / "mine" / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert main(["adapters", "verify", str(folder / "mine")]) == 2
+    assert "another fingerprint" in capsys.readouterr().err
+    (folder / "odd").mkdir()
+    (folder / "odd" / "adapter_config.json").write_text('{"schema": 99}')
+    assert main(["adapters", "list", str(folder)]) == 1
+    assert "has schema 99" in capsys.readouterr().err
+    assert main(["adapters", "remove", str(folder / "mine")]) == 0
+    assert not (folder / "mine").exists()
+    assert main(["adapters", "remove", str(tmp_path)]) == 2
+
+
+def test_a_second_set_is_measured_too(
+    films: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    ShapesWorld().write_videos(other, "test", count=6)
+    code = tune(films, tmp_path / "run", cache, "--method", "vop_p", "--general", str(other), "--json")
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["costs"]["method"] == "vop_p"
+    metrics = read_config(tmp_path / "run" / "adapter").metrics
+    assert set(metrics["general"]["gains"]) == {"t2v", "v2t"}
+    assert "Other videos" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_method_that_cannot_be_merged_is_not_exported(
+    films: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(films, tmp_path / "run", cache, "--method", "vop") == 0
+    assert main(["export", str(tmp_path / "run" / "adapter"), "--out", str(tmp_path / "merged")]) == 2
+    assert "cannot be merged" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("learning_rate=1",), "unknown key learning_rate"),
+        (("options.joint_layer=2",), "did you mean options.joint_layers?"),
+        (("lr=fast",), "lr = 'fast' is not a number"),
+        (("data.train=train",), "name all of data.train, data.validation and data.held_out"),
+        (("data.held_out_share=0.99",), "give more videos, or other shares"),
+        (("data.train=a", "data.validation=b", "data.held_out=c"), "a"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_decoded(
+    films: Path, tmp_path: Path, changes: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(films, tmp_path / "run", tmp_path / "cache", "--method", "vop_f", changes=changes) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("clipreel: ")
+    assert said in last
+    assert not (tmp_path / "cache").exists()
+
+
+def test_unknown_methods_and_missing_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "nowhere.jsonl", "--method", "vopf", "--on", "shapes-tiny", "--out", str(tmp_path / "r")]) == 2
+    assert "did you mean vop_f?" in capsys.readouterr().err
+    assert (
+        main(["tune", "nowhere.jsonl", "--method", "vop_f", "--on", "shapes-tiny", "--out", str(tmp_path / "r")]) == 2
+    )
+    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert main(["tune", "--method", "vop_f", "--on", "shapes-tiny", "--out", str(tmp_path / "r")]) == 2
+    assert "there is no data to tune on" in capsys.readouterr().err
+
+
+def test_a_table_of_methods_and_seeds(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = {
+        "model": "shapes-tiny",
+        "frames": 2,
+        "batch": 8,
+        "data": {"path": str(films), "validation_share": 0.3, "held_out_share": 0.4},
+        "train": {"steps": 2},
+    }
+    configs = []
+    for name, method in (("coop", "coop"), ("bias", "bias")):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps({**shared, "method": method}))  # JSON is YAML
+        configs.append(str(path))
+    out = tmp_path / "compared"
+    assert main(["compare", *configs, "--seeds", "2", "--jobs", "2", "--out", str(out), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (out / "table.md").read_text().strip()
+    assert "zero-shot" in printed
+    table = json.loads((out / "table.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["coop", "bias"]
+    for row in table["rows"]:
+        reports = [json.loads((out / row["name"] / f"seed-{s}" / "report.json").read_text()) for s in (0, 1)]
+        found = [r["compared"]["after"]["t2v"]["R@1"] for r in reports]
+        assert row["recalls"]["t2v R@1"] == {"mean": sum(found) / 2, "low": min(found), "high": max(found)}
+    times = [p.stat().st_mtime_ns for p in sorted(out.rglob("report.json"))]
+    assert main(["compare", *configs, "--seeds", "2", "--jobs", "2", "--out", str(out), "--device", "cpu"]) == 0
+    assert [p.stat().st_mtime_ns for p in sorted(out.rglob("report.json"))] == times
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps({**shared, "frames": 3}))
+    assert main(["compare", *configs, str(other), "--out", str(tmp_path / "no")]) == 2
+    assert "differs from the other configs in frames" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_spreads_and_intervals_are_written_shortly() -> None:
+    assert str(Spread.of([1.0, 3.0])) == "2.0 (1.0-3.0)"
+    assert str(Spread.of([2.0])) == "2.0"
+    assert str(Interval(1.25, -0.5, 3.0)) == "1.2 (-0.5 to 3.0)"
+
+
+def test_counts_of_methods_on_a_model_and_an_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures of specification vop.md 6, in full and by the rule of the paper."""
+    assert main(["info", "ViT-B/32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    paper = {"vop": 0.103, "vop_p": 0.441, "vop_c": 11.898, "vop_f": 0.103, "vop_fp": 0.328, "vop_fc": 11.908}
+    paper |= {"bias": 0.104, "proj": 0.547, "partial": 6.410, "adapter_attn": 1.655, "full": 100.0}
+    assert {n: round(found[n]["paper_share"], 3) for n in paper} == paper
+    true = {"vop": 0.081, "vop_f": 0.087, "vop_fc": 9.439, "bias": 0.113, "partial": 6.769}
+    assert {n: round(found[n]["share"], 3) for n in true} == true
+    assert found["full"]["paper"] == 119_826_432
+    assert main(["info", "shapes-tiny", "--methods"]) == 0
+    assert "by the paper" in capsys.readouterr().out
