@@ -188,7 +188,8 @@ def with_adapter(model: Retriever, folder: str | Path) -> Retriever:
         preprocess=Preprocess(**config.preprocess),
         sampling=Sampling(**config.sampling),
         adapter=config.tensors,
-        name=f"{model.name} + {Path(folder).name}",
+        name=f"{model.name} + {config.method}",
+        folder=os.path.abspath(folder),
     )
 
 

@@ -54,7 +54,7 @@ class Retriever:
         dtype: torch.dtype = torch.float32,
         warnings: Sequence[str] = (),
     ) -> None:
-        self.adapter = adapter
+        self.adapter, self.adapter_folder, self.base_name = adapter, "", name
         self.clip, self.tuner, self.tokenizer = clip.eval(), tuner.eval(), tokenizer
         self.preprocess, self.sampling, self.name, self.dtype = preprocess, sampling, name, dtype
         self.context, self.embed_dim = clip.config.context - tuner.text_slots, clip.config.embed
@@ -72,8 +72,10 @@ class Retriever:
         name: str | None = None,
         preprocess: Preprocess | None = None,
         sampling: Sampling | None = None,
+        folder: str = "",
     ) -> Retriever:
-        """Another retriever on the same base in memory, with this tuner; `adapter` is the identity of its tensors."""
+        """Another retriever on the same base in memory, with this tuner; `adapter` is the identity of its tensors and
+        `folder` where it lies."""
         other = Retriever(
             self.clip,
             tokenizer=self.tokenizer,
@@ -85,6 +87,7 @@ class Retriever:
             dtype=self.dtype,
             warnings=self.warnings,
         )
+        other.adapter_folder, other.base_name = folder, self.base_name
         other.__dict__["fingerprint"] = self.fingerprint  # hashing the base once is enough
         return other
 

@@ -55,7 +55,7 @@ def shapes(model: str, out: Path, device: str) -> int:
     """The demo on the shapes world: numbers, then search, then the page."""
     started = time.monotonic()
     retriever = load_model(model, False, device)
-    folder = out / "shapes"
+    folder = out / "shapes" / "test"
     print("1. Rendering the test videos of the shapes world")
     samples = shapes_samples(folder)
     print(f"   {len(samples)} videos in {folder}\n\n2. How well does {model} find each by its caption?")

@@ -13,6 +13,7 @@ def evaluate(
     /,
     *,
     model: str = "shapes-tiny",
+    adapter: str | None = None,
     frames: int = 8,
     dual_softmax: Literal["product", "softmax"] | None = None,
     download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -28,6 +29,7 @@ def evaluate(
     Args:
         folder: Folder with annotations.jsonl and the videos it names.
         model: Hub id, folder, file or built-in name.
+        adapter: Folder of an adapter on the model.
         frames: Frames of each video, evenly spread.
         dual_softmax: Re-weight by all queries at once; transductive, so stamped.
         download: Allow the model to be fetched from the hub.
@@ -42,7 +44,7 @@ def evaluate(
     from clipreel.evaluation.report import protocol, table
     from clipreel.evaluation.runs import evaluate_samples, read_annotations, shapes_bound, shapes_samples
 
-    retriever = load_model(model, download, device)
+    retriever = load_model(model, download, device, adapter)
     with tempfile.TemporaryDirectory() as scratch:
         samples = shapes_samples(Path(scratch)) if folder is None else read_annotations(folder)
         split = "shapes test" if folder is None else f"{folder.name} (annotations.jsonl)"
@@ -53,7 +55,7 @@ def evaluate(
         )
         print(js.dumps({**result.to_dict(), **extra, "skipped": failed}))
     else:
-        rows = {model: result} | ({} if folder is not None else {"order-blind bound": shapes_bound()})
+        rows = {retriever.name: result} | ({} if folder is not None else {"order-blind bound": shapes_bound()})
         print(table(rows))
         print(protocol(result))
     skipped(failed)

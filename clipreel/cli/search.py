@@ -29,6 +29,8 @@ def index(
     *,
     index: str | None = None,
     model: str | None = None,
+    adapter: str | None = None,
+    unhelpful: Flag = False,
     download: Flag = False,
     segments: Literal["windows", "shots", "none"] = "windows",
     seconds: float = 8.0,
@@ -41,12 +43,14 @@ def index(
 ) -> int:
     """Index folders of videos, or bring an index up to date.
 
-    Try `clipreel index demo-output/shapes --model shapes-tiny --index my-index`
+    Try `clipreel index demo-output/shapes/test --model shapes-tiny --index my-index`
 
     Args:
         folders: Folders or files to index.
         index: Folder or object-store URI of the index (default: the platform's data folder).
         model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
+        adapter: Folder of an adapter on the model (default: that of the index).
+        unhelpful: Take the adapter although it did not help on its held-out pairs.
         download: Allow the model to be fetched from the hub.
         segments: How videos are cut into moments.
         seconds: Length of a window.
@@ -67,9 +71,14 @@ def index(
     place = index or default_place()
     existing = open_if_there(place)
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
-    retriever = load_model(name, download, device)
+    if adapter and not existing:
+        check_helps(adapter, unhelpful)
+    adapter = adapter or (
+        existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
+    )
     if existing and frames:
         FrameStore(existing)  # refuses an index that was made without
+    retriever = load_model(name, download, device, adapter)
     facts = facts_of(retriever, Segments(segments, seconds, 0.5, fps)) | (FACT if frames else {})
     store = existing or Index.create(place, facts)
     line = Progress("indexing")
@@ -121,9 +130,11 @@ def search(
     rerank: str | None = None,
     candidates: int = 50,
     model: str | None = None,
+    adapter: str | None = None,
     device: str = "auto",
     json: Flag = False,
     open: Flag = False,
+    exact: Flag = False,
 ) -> int:
     """Find the videos and moments that fit a text, an image or a video best.
 
@@ -147,9 +158,11 @@ def search(
         rerank: Head that orders the best hits anew: folder of one, or mean, top_frames, soft_frames.
         candidates: How many hits it looks at.
         model: The model, where it lies elsewhere than when the index was made.
+        adapter: The adapter of the index, where it lies elsewhere.
         device: Where the model runs: auto takes the GPU where there is one.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
+        exact: Compare with every vector even where the index has an approximate index.
     """
     from dataclasses import replace
 
@@ -172,13 +185,12 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    retriever = load_model(model or store.facts["model"], False, device)
-    searcher = Searcher(store, retriever)
+    retriever = load_model(model or store.facts["model"], False, device, adapter or store.facts.get("adapter"))
+    searcher = Searcher(store, retriever, exact)
     if rerank is None:
         hits = searcher.search(query, k)
     else:
-        second = Reranker(store, with_head(retriever, rerank))
-        hits = second.search(searcher, query, k, candidates)
+        hits = Reranker(store, with_head(retriever, rerank)).search(searcher, query, k, candidates)
     for rank, hit in enumerate(hits, 1):
         if json:
             print(hit.to_json())
@@ -201,6 +213,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
+    from clipreel.search.ann import described
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -210,21 +223,24 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     facts = {
         "index": store.place,
         "model": store.facts["model"],
+        "adapter": store.facts.get("adapter"),
         "space": store.facts["space"],
         "segments": store.facts["segments"],
         "videos": len(good),
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
+        "approximate": store.facts.get("ann"),
         "skipped": bad,
     }
     if json:
         print(dump(facts))
         return 1 if bad else 0
     cut = store.facts["segments"]
-    print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
+    with_adapter = f" with {shown(facts['adapter'])}" if facts["adapter"] else ""
+    print(f"index    {store.place}\nmodel    {facts['model']}{with_adapter} (space {facts['space']})")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
     print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
-    print("search   exact, in memory")
+    print(f"search   {described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0
 
@@ -232,7 +248,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take files or folders out of an index. The videos themselves are not touched.
 
-    Try `clipreel forget demo-output/shapes/test-rest-001a.mp4 --index my-index`
+    Try `clipreel forget demo-output/shapes/test/test-rest-001a.mp4 --index my-index`
 
     Args:
         paths: Files or folders in the index.
@@ -253,8 +269,9 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     return 0
 
 
-def load_model(name: str, download: bool, device: str) -> Retriever:
-    """The model of a command; its warnings go to standard error."""
+def load_model(name: str, download: bool, device: str, adapter: str | Path | None = None) -> Retriever:
+    """The model of a command, with its adapter; its warnings go to standard error."""
+    from clipreel.adapter import with_adapter
     from clipreel.retriever import load
 
     retriever = load(name, download=download, device=device)
@@ -262,7 +279,22 @@ def load_model(name: str, download: bool, device: str) -> Retriever:
         print(f"note: {warning}", file=sys.stderr)
     if name == "shapes-tiny" and sys.stderr.isatty():
         print("note: shapes-tiny knows only the shapes world; for real videos use a CLIP (--model)", file=sys.stderr)
-    return retriever
+    return with_adapter(retriever, adapter) if adapter else retriever
+
+
+def check_helps(adapter: str, unhelpful: bool) -> None:
+    """An adapter that was compared and did not help is not taken unless the user says so."""
+    from clipreel.adapter import read_config
+
+    config = read_config(adapter)
+    gain = config.metrics.get("overall_gain", {}).get("value", 0.0)
+    if config.helped is False and not unhelpful:
+        raise ClipreelError(
+            f"the adapter {shown(adapter)} did not help on its held-out pairs ({gain:+.1f} points over six recalls), "
+            "so the base is better: leave --adapter out, or say --unhelpful to take it all the same"
+        )
+    if config.helped is None:
+        print(f"note: nothing shows that the adapter {shown(adapter)} helps; clipreel tune compares", file=sys.stderr)
 
 
 def open_if_there(place: str) -> Index | None:

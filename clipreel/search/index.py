@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,61 +73,59 @@ def text_of(path: str) -> str:
 class Index:
     """An index that exists, or is made by `create`."""
 
-    def __init__(self, place: str | Path) -> None:
-        self.place = str(place)
-        self.local = "://" not in self.place
+    def __init__(self, place: str | Path, db: Any = None) -> None:
+        self.place, self.local = located(place)
         if self.local and not os.path.isdir(self.place):
             raise ClipreelError(f"there is no index at {self.place}; make one with: clipreel index FOLDER")
-        self.db = self._connect()
+        self.db = db or self._connect()
         names = set(self._names())
+        if not names and not self.local:
+            raise ClipreelError(f"there is no index at {self.place}; make one with: clipreel index FOLDER --index URI")
         if not {"facts", "files", "vectors"} <= names:
             raise ClipreelError(
                 f"{self.place} is not a whole clipreel index (tables: {', '.join(sorted(names)) or 'none'}); "
                 "give another --index, or delete that folder and index again"
             )
-        self.facts: dict[str, Any] = self._guard(
-            lambda: {r["key"]: json.loads(r["value"]) for r in self.db.open_table("facts").to_arrow().to_pylist()}
-        )
+        self._facts = self.guard(lambda: self.db.open_table("facts"))
+        self.facts: dict[str, Any] = self.read_facts()
         if self.facts.get("schema") != SCHEMA:
             raise ClipreelError(
                 f"the index at {self.place} has schema {self.facts.get('schema')}, this version reads {SCHEMA}; "
                 "index again into another folder"
             )
-        self.files, self.vectors = (self._guard(lambda n=n: self.db.open_table(n)) for n in ("files", "vectors"))
+        self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in ("files", "vectors"))
 
     @classmethod
     def create(cls, place: str | Path, facts: dict[str, Any]) -> Index:
         """A new, empty index with these facts (space, model, embed_dim, segments); an existing one is opened."""
         import pyarrow as pa
 
-        place = str(place)
-        if "://" not in place:
-            try:
-                os.makedirs(place, exist_ok=True)
-            except OSError as e:
-                raise ClipreelError(f"no index can be made at {place} ({e.strerror}); give another --index") from e
         new = cls.__new__(cls)
-        new.place, new.local = place, "://" not in place
+        new.place, new.local = located(place)
+        if new.local:
+            try:
+                os.makedirs(new.place, exist_ok=True)
+            except OSError as e:
+                raise ClipreelError(f"no index can be made at {new.place} ({e.strerror}); give another --index") from e
         new.db = new._connect()
         have = set(new._names())
         if "facts" not in have and "vectors" not in have:
-            new.db.create_table("files", schema=file_schema(), exist_ok=True)
-            new.db.create_table("vectors", schema=vector_schema(facts["embed_dim"]), exist_ok=True)
-            rows = [{"key": k, "value": json.dumps(v)} for k, v in {**facts, "schema": SCHEMA}.items()]
-            schema = pa.schema([("key", pa.string()), ("value", pa.string())])
-            new.db.create_table("facts", pa.Table.from_pylist(rows, schema), exist_ok=True)
-        return cls(place)
+            rows = pa.Table.from_pylist(fact_rows({**facts, "schema": SCHEMA}))
+            new.guard(lambda: new.db.create_table("files", schema=file_schema(), exist_ok=True))
+            new.guard(lambda: new.db.create_table("vectors", schema=vector_schema(facts["embed_dim"]), exist_ok=True))
+            new.guard(lambda: new.db.create_table("facts", rows, exist_ok=True))
+        return cls(place, new.db)  # the same connection: memory:// lives in it
 
     def _connect(self) -> Any:
         import lancedb
 
-        return self._guard(lambda: lancedb.connect(self.place))
+        return self.guard(lambda: lancedb.connect(self.place))
 
     def _names(self) -> list[str]:
-        found = self._guard(lambda: self.db.list_tables())
+        found = self.guard(lambda: self.db.list_tables())
         return list(getattr(found, "tables", found))
 
-    def _guard(self, action: Any) -> Any:
+    def guard(self, action: Any) -> Any:
         """Runs a store operation and turns its dozen exception types into one message with a next step."""
         try:
             return action()
@@ -140,9 +138,14 @@ class Index:
                     f"the disk of the index at {self.place} is full; what was stored before is safe. "
                     "Make room and run the same command again, it goes on where it stopped"
                 ) from e
+            repair = (
+                "if it is damaged, delete that folder and index again"
+                if self.local
+                else "check the address, the credentials in the environment and the network"
+            )
             raise ClipreelError(
                 f"the index at {self.place} cannot be read or written ({text.splitlines()[0][:160] if text else e!r}); "
-                "if it is damaged, delete that folder and index again"
+                f"{repair}"
             ) from e
 
     # -------------------------------------------------------------- writing
@@ -182,33 +185,58 @@ class Index:
                 table = pa.Table.from_pylist(listed, self.files.schema)
                 self.files.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
 
-        self._guard(store)
+        self.guard(store)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Forget files: their rows first, so that their vectors are no longer seen."""
         ids = list(ids)
         for start in range(0, len(ids), 500):
-            quoted = ", ".join(f"'{i}'" for i in ids[start : start + 500])
-            self._guard(lambda q=quoted: (self.files.delete(f"id IN ({q})"), self.vectors.delete(f"file IN ({q})")))
+            some = ids[start : start + 500]
+            self.guard(lambda i=some: (self.files.delete(among(i, "id")), self.vectors.delete(among(i))))
 
     def sweep(self) -> int:
         """Take out vectors whose file never got its row (an interrupted run); returns how many files that were."""
-        listed = set(self._guard(lambda: self.files.to_arrow().column("id").to_pylist()))
-        owners = self._guard(lambda: self.vectors.search().select(["file"]).limit(None).to_arrow())
+        listed = set(self.guard(lambda: self.files.to_arrow().column("id").to_pylist()))
+        owners = self.guard(lambda: self.vectors.search().select(["file"]).limit(None).to_arrow())
         orphans = set(owners.column("file").unique().to_pylist()) - listed
         self.remove(orphans)
         return len(orphans)
 
+    def set_facts(self, **facts: Any) -> None:
+        """Remember facts beside those of `create`; None takes one out."""
+        import pyarrow as pa
+
+        gone = [k for k, v in facts.items() if v is None and k in self.facts]
+        kept = {k: v for k, v in facts.items() if v is not None}
+        if kept:
+            rows = pa.Table.from_pylist(fact_rows(kept))
+            merge = self._facts.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+            self.guard(lambda: merge.execute(rows))
+        for key in gone:
+            self.guard(lambda k=key: self._facts.delete(f"key = '{k}'"))
+        self.facts = {k: v for k, v in {**self.facts, **facts}.items() if v is not None}
+
     def tidy(self) -> None:
         """Merge the small pieces that buffered writes leave; versions younger than an hour stay for other readers."""
         for table in (self.files, self.vectors):
-            self._guard(lambda t=table: t.optimize(cleanup_older_than=timedelta(hours=1)))
+            self.guard(lambda t=table: t.optimize(cleanup_older_than=timedelta(hours=1)))
 
     # -------------------------------------------------------------- reading
 
+    def read_facts(self) -> dict[str, Any]:
+        rows = self.guard(lambda: self._facts.to_arrow().to_pylist())
+        return {r["key"]: json.loads(r["value"]) for r in rows}
+
     def list_files(self) -> list[File]:
-        rows = self._guard(lambda: self.files.to_arrow().to_pylist())
-        return [File(**{**r, "path": r["path"].decode("utf-8", "surrogateescape")}) for r in rows]
+        table = self.guard(lambda: self.files.to_arrow())
+        columns = {n: table.column(n).to_pylist() for n in table.column_names}
+        columns["path"] = [p.decode("utf-8", "surrogateescape") for p in columns["path"]]
+        names = [f.name for f in fields(File)]
+        return [File(*row) for row in zip(*(columns[n] for n in names), strict=True)]
+
+    def visible(self) -> list[File]:
+        """The files whose vectors may be seen, in order of path."""
+        return sorted((f for f in self.list_files() if not f.reason), key=lambda f: f.path)
 
     def known(self, root: str) -> list[Known]:
         """What is remembered below a folder."""
@@ -219,33 +247,64 @@ class Index:
             if f.path.startswith(below) or f.path == below.rstrip(os.sep)
         ]
 
-    def moments(self) -> Moments:
-        """Every visible vector, in a fixed order (path, level, start)."""
-        files = sorted((f for f in self.list_files() if not f.reason), key=lambda f: f.path)
-        number = {f.id: i for i, f in enumerate(files)}
-        table = self._guard(lambda: self.vectors.to_arrow())
-        owner = np.asarray([number.get(i, -1) for i in table.column("file").to_pylist()], np.int64)
-        keep = np.flatnonzero(owner >= 0)
-        flat = table.column("vector").combine_chunks()
-        width = self.facts["embed_dim"]
-        values = flat.flatten().to_numpy(zero_copy_only=False) if len(flat) else np.zeros(0, np.float32)
-        vectors = values.reshape(-1, width)[keep].astype(np.float32)
-        level, start, end = (table.column(c).to_numpy()[keep] for c in ("level", "start_s", "end_s"))
-        order = np.lexsort((start, level, owner[keep]))
-        return Moments(
-            np.ascontiguousarray(vectors[order]),
-            owner[keep][order],
-            level[order],
-            start[order],
-            end[order],
-            tuple(files),
-        )
+    def rows(self, where: str) -> pa.Table:
+        """Stored vectors that satisfy a condition, with all columns."""
+        return self.guard(lambda: self.vectors.search().where(where).limit(None).to_arrow())
 
-    def version(self) -> tuple[int, int]:
-        """Changes when another process wrote."""
-        for table in (self.files, self.vectors):
-            self._guard(lambda t=table: t.checkout_latest())
-        return self.files.version, self.vectors.version
+    def moments(self) -> Moments:
+        """Every visible vector."""
+        return arranged(self.guard(lambda: self.vectors.to_arrow()), self.visible())
+
+    def version(self) -> tuple[int, ...]:
+        """Changes when another process wrote; the facts are read again."""
+        tables = (self._facts, self.files, self.vectors)
+        for table in tables:
+            self.guard(lambda t=table: t.checkout_latest())
+        self.facts = self.read_facts()
+        return tuple(t.version for t in tables)
+
+
+def arranged(table: pa.Table, files: Sequence[File], number: dict[str, int] | None = None) -> Moments:
+    """Rows of `vectors` in a fixed order (file as listed, level, start); those of other files are left out.
+
+    `number` is the place of each file's id in `files`, where it is known already.
+    """
+    owner = owners(table, number if number is not None else {f.id: i for i, f in enumerate(files)})
+    keep = np.flatnonzero(owner >= 0)
+    level, start, end = (table.column(c).to_numpy()[keep] for c in ("level", "start_s", "end_s"))
+    order = np.lexsort((start, level, owner[keep]))
+    rows = keep[order]
+    vectors = np.ascontiguousarray(vectors_in(table)[rows], np.float32)
+    return Moments(vectors, owner[rows], level[order], start[order], end[order], tuple(files))
+
+
+def owners(table: pa.Table, number: dict[str, int]) -> NDArray[np.int64]:
+    """The place of each row's file, -1 for a file that is not listed."""
+    return np.asarray([number.get(i, -1) for i in table.column("file").to_pylist()], np.int64)
+
+
+def vectors_in(table: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
+    """The column of vectors as an array (N, E)."""
+    flat = table.column("vector")
+    if hasattr(flat, "combine_chunks"):
+        flat = flat.combine_chunks()
+    return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), flat.type.list_size)
+
+
+def located(place: str | Path) -> tuple[str, bool]:
+    """Where an index is: a folder (True; also written file://) or an object-store URI (False)."""
+    place = str(place).removeprefix("file://")
+    return place, "://" not in place
+
+
+def among(ids: Iterable[str], column: str = "file", without: bool = False) -> str:
+    """The condition that a column holds one of the ids (or none of them)."""
+    quoted = ", ".join(f"'{i}'" for i in ids) or "''"
+    return f"{column} {'NOT ' if without else ''}IN ({quoted})"
+
+
+def fact_rows(facts: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"key": k, "value": json.dumps(v)} for k, v in facts.items()]
 
 
 def file_schema() -> pa.Schema:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clipreel.errors import ClipreelError
+from clipreel.search.ann import refresh
 from clipreel.search.index import LEVELS, File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
 from clipreel.search.rerank import FrameStore
@@ -53,9 +54,11 @@ def file_id(found: Found, mark: str) -> str:
 
 def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
     """What an index must know of its vectors."""
+    base = model.base_name
     return {
         "space": model.space,
-        "model": os.path.abspath(model.name) if os.path.exists(model.name) else model.name,
+        "model": os.path.abspath(base) if os.path.exists(base) else base,
+        **({"adapter": model.adapter_folder} if model.adapter_folder else {}),
         "embed_dim": model.embed_dim,
         "segments": segments.to_dict(),
         "sampling": model.sampling.to_dict(),
@@ -65,9 +68,11 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
 def check_space(index: Index, model: Retriever) -> None:
     """Vectors of two models never meet: ClipreelError when the model is not the one of the index."""
     if index.facts["space"] != model.space:
+        adapter = index.facts.get("adapter")
+        use = f"--model {index.facts['model']}" + (f" --adapter {adapter}" if adapter else "")
         raise ClipreelError(
             f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
-            f"{model.name} has space {model.space}: use --model {index.facts['model']}, or another --index"
+            f"{model.name} has space {model.space}: use {use}, or another --index"
         )
 
 
@@ -103,6 +108,7 @@ def update(
         index.tidy()
         if index.facts.get("frames"):
             FrameStore(index).sweep()
+        refresh(index, model)
     return report
 
 

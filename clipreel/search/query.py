@@ -1,4 +1,4 @@
-"""Answers: texts, images and videos to one query vector, exact ranking in memory, the best moment of each video."""
+"""Answers: texts, images and videos to one query vector, ranking, the best moment of each video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
-from clipreel.search.index import Index, Moments, text_of
+from clipreel.search.ann import Approximate
+from clipreel.search.index import File, Index, Moments, text_of
 from clipreel.video.decode import read_frames
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class Filter:
     after_s: float = 0.0
     before_s: float = float("inf")
 
-    def files(self, moments: Moments) -> NDArray[np.bool_]:
+    def files(self, files: Sequence[File]) -> NDArray[np.bool_]:
+        """Which files pass."""
+        if self == Filter(after_s=self.after_s, before_s=self.before_s):
+            return np.ones(len(files), bool)  # without looking at each: there may be many
         below = None if self.under is None else str(Path(self.under).absolute())
 
         def fits(path: str, duration_s: float) -> bool:
@@ -58,7 +62,13 @@ class Filter:
                 return False
             return self.min_duration_s <= duration_s <= self.max_duration_s
 
-        return np.array([fits(f.path, f.duration_s) for f in moments.files], bool)
+        return np.array([fits(f.path, f.duration_s) for f in files], bool)
+
+    def where(self) -> str:
+        """The condition on the time of moments in the store's language (which knows no infinity)."""
+        parts = [f"end_s > {self.after_s!r}"] if 0 < self.after_s < float("inf") else []
+        parts += [f"start_s < {self.before_s!r}"] if abs(self.before_s) < float("inf") else []
+        return " AND ".join(parts)
 
 
 @dataclass
@@ -85,22 +95,28 @@ class Query:
 
 
 class Searcher:
-    """Exact search over an index that stays in memory and is read again when another process has written."""
+    """Search over an index, which is read again when another process has written.
 
-    def __init__(self, index: Index, model: Retriever) -> None:
+    Exact over vectors in memory, or approximate over those on disk where the index has an approximate index;
+    `exact` asks for the first in any case.
+    """
+
+    def __init__(self, index: Index, model: Retriever, exact: bool = False) -> None:
         from clipreel.search.indexer import check_space
 
         check_space(index, model)
-        self.index, self.model = index, model
-        self._version: tuple[int, int] | None = None
-        self._moments: Moments | None = None
+        self.index, self.model, self.exact = index, model, exact
+        self._version: tuple[int, ...] | None = None
+        self._source: Moments | Approximate | None = None
 
-    @property
-    def moments(self) -> Moments:
+    def source(self) -> Moments | Approximate:
+        """What is searched: all vectors, or the approximate index."""
         version = self.index.version()
-        if self._moments is None or version != self._version:
-            self._moments, self._version = self.index.moments(), version
-        return self._moments
+        if self._source is None or version != self._version:
+            approximate = self.index.facts.get("ann") and not self.exact
+            self._source = Approximate(self.index) if approximate else self.index.moments()
+            self._version = version
+        return self._source
 
     def vector(self, query: Query) -> NDArray[np.float32]:
         """The unit vector (E,) of a query. Raises ClipreelError for an empty one."""
@@ -134,25 +150,25 @@ class Searcher:
         """The best k videos, each with its best moment; equal scores in order of path."""
         if k < 1:
             raise ClipreelError(f"{k} results: ask for at least 1 (-k)")
-        moments = self.moments
-        if not len(moments.vectors):
-            return []
-        scores = moments.vectors @ self.vector(query)
-        f = query.filter
-        allowed = f.files(moments)[moments.file]
-        allowed &= (moments.end_s > f.after_s) & (moments.start_s < f.before_s)
-        return best_per_file(moments, np.where(allowed, scores, -np.inf), k)
+        source, f = self.source(), query.filter
+        vector = self.vector(query)
+        allowed = f.files(source.files)
+        moments = source.moments(vector, k, allowed, f.where()) if isinstance(source, Approximate) else source
+        scores = moments.vectors @ vector
+        fits = allowed[moments.file] & (moments.end_s > f.after_s) & (moments.start_s < f.before_s)
+        return best_per_file(moments, np.where(fits, scores, -np.inf), k)
 
 
 def best_per_file(moments: Moments, scores: NDArray[np.float32], k: int) -> list[Hit]:
     """Videos by their best row; the moment shown is the best segment where there are segments."""
     best = np.full(len(moments.files), -np.inf, np.float32)
-    np.maximum.at(best, moments.file, scores)
-    # rows are in order of path, so a stable sort puts equal scores in that order
-    top = [i for i in np.argsort(-best, kind="stable")[:k] if np.isfinite(best[i])]
+    firsts = np.flatnonzero(np.diff(moments.file, prepend=-1))  # rows are in order of file, and files of path
+    if len(firsts):
+        best[moments.file[firsts]] = np.maximum.reduceat(scores, firsts)
     hits = []
-    for i in top:
-        rows = np.flatnonzero(moments.file == i)
+    for i in leaders(best, k):
+        first, last = np.searchsorted(moments.file, [i, i + 1])
+        rows = np.arange(first, last)
         segments = rows[moments.level[rows] == 1]
         row = max(segments if len(segments) else rows, key=lambda r: scores[r])
         file = moments.files[i]
@@ -160,6 +176,14 @@ def best_per_file(moments: Moments, scores: NDArray[np.float32], k: int) -> list
             Hit(file.path, float(moments.start_s[row]), float(moments.end_s[row]), float(best[i]), file.duration_s)
         )
     return hits
+
+
+def leaders(best: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The k highest in descending order, equal ones in order of place; what is not finite is left out."""
+    best = np.where(np.isfinite(best), best, -np.inf)
+    least = np.partition(best, len(best) - k)[len(best) - k] if k < len(best) else -np.inf
+    above = np.flatnonzero((best >= least) & np.isfinite(best))
+    return above[np.argsort(-best[above], kind="stable")[:k]]
 
 
 def clean(text: str) -> str:

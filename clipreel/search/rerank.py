@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipreel.errors import ClipreelError
-from clipreel.search.index import Index
+from clipreel.search.index import Index, among
 from clipreel.search.query import Hit, Query, Searcher, clean
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ class FrameStore:
                 f"the index at {index.place} keeps no frame vectors; make one that does: "
                 "clipreel index FOLDER --frames --index ANOTHER"
             )
-        self.table = self._run(lambda: index.db.create_table(TABLE, schema=schema(), exist_ok=True))
-
-    def _run(self, action: Any) -> Any:
-        return self.index._guard(action)
+        self.table = index.guard(lambda: index.db.create_table(TABLE, schema=schema(), exist_ok=True))
 
     def put(self, rows: Sequence[dict[str, Any]]) -> None:
         """Store the `frames` (T, E) of rows of moments; they replace those of the same id."""
@@ -50,24 +47,24 @@ class FrameStore:
         if rows:
             flat = [{**row, "frames": row["frames"].reshape(-1)} for row in rows]
             merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            self._run(lambda: merge.execute(pa.Table.from_pylist(flat, schema())))
+            self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, schema())))
 
     def sweep(self) -> None:
         """Take out frames of files that the index does not list, and merge the pieces that writing left."""
         listed = {f.id for f in self.index.list_files()}
-        owners = self._run(lambda: self.table.search().select(["file"]).limit(None).to_arrow())
+        owners = self.index.guard(lambda: self.table.search().select(["file"]).limit(None).to_arrow())
         orphans = sorted(set(owners.column("file").unique().to_pylist()) - listed)
         for start in range(0, len(orphans), 500):
-            self._run(lambda s=start: self.table.delete(among(orphans[s : s + 500])))
-        self._run(lambda: self.table.optimize(cleanup_older_than=timedelta(hours=1)))
+            self.index.guard(lambda s=start: self.table.delete(among(orphans[s : s + 500])))
+        self.index.guard(lambda: self.table.optimize(cleanup_older_than=timedelta(hours=1)))
 
     def of(self, hits: Sequence[Hit]) -> list[Tensor]:
         """The frames (T, E) float32 of each hit's moment."""
-        self._run(lambda: self.table.checkout_latest())
+        self.index.guard(lambda: self.table.checkout_latest())
         ids = {f.path: f.id for f in self.index.list_files()}
         wanted = [(ids.get(h.path, ""), h.start_s, h.end_s) for h in hits]
         where = among(sorted({file for file, _, _ in wanted}))
-        rows = self._run(lambda: self.table.search().where(where).limit(None).to_arrow())
+        rows = self.index.guard(lambda: self.table.search().where(where).limit(None).to_arrow())
         places = zip(*(rows.column(c).to_pylist() for c in ("file", "start_s", "end_s")), strict=True)
         found = {place: i for i, place in enumerate(places)}
         column, width = rows.column("frames").combine_chunks(), self.index.facts["embed_dim"]
@@ -119,11 +116,6 @@ def padded(stacks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stacks of frames of different length as one tensor (V, T, E), and the mask (V, T) of real ones."""
     mask = torch.arange(max(map(len, stacks))) < torch.tensor([len(s) for s in stacks])[:, None]
     return torch.nn.utils.rnn.pad_sequence(list(stacks), batch_first=True), mask
-
-
-def among(ids: Sequence[str]) -> str:
-    """The condition that a row belongs to one of these files."""
-    return "file IN (" + ", ".join(f"'{i}'" for i in ids) + ")"
 
 
 def schema() -> pa.Schema:

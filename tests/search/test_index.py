@@ -255,7 +255,7 @@ def searcher_over(tmp_path: Path) -> Searcher:
 def test_answers_are_exact_and_in_order(tmp_path: Path) -> None:
     searcher = searcher_over(tmp_path)
     hits = searcher.search(Query(["a red circle"]), 3)
-    m, q = searcher.moments, searcher.vector(Query(["a red circle"]))
+    m, q = searcher.index.moments(), searcher.vector(Query(["a red circle"]))
     best = {f.path: (m.vectors[m.file == i] @ q).max() for i, f in enumerate(m.files)}
     assert [h.path for h in hits] == sorted(best, key=lambda p: -best[p])
     assert hits[0].score == pytest.approx(max(best.values()))
@@ -264,7 +264,7 @@ def test_answers_are_exact_and_in_order(tmp_path: Path) -> None:
 
 
 def test_equal_scores_come_in_order_of_path(tmp_path: Path) -> None:
-    m = searcher_over(tmp_path).moments
+    m = searcher_over(tmp_path).index.moments()
     hits = best_per_file(m, np.zeros(len(m.vectors), np.float32), 9)
     assert [h.path for h in hits] == sorted(f.path for f in m.files)
 
