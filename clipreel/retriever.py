@@ -18,7 +18,7 @@ from torch import Tensor
 from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import Head, PoolingHead, mean_pool, unit
+from clipreel.heads import Head, PoolingHead, checked, mean_pool, unit
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tokenizer import Tokenizer
 from clipreel.video.sampling import Sampling
@@ -146,9 +146,12 @@ class Retriever:
 
     @torch.inference_mode()
     def pool(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
-        """The vector (B, E) of each video from its raw frame vectors (B, T, E): their mean, or what the head makes."""
+        """The vector (B, E) of each video from its raw frame vectors (B, T, E): their mean, or what the head makes.
+
+        Raises ValueError where a mask hides every frame of a video.
+        """
         pool = mean_pool if self.pooling is None else self.pooling.pool
-        return pool(frames, frame_mask, normalize)
+        return pool(checked(frames, frame_mask), frame_mask, normalize)
 
     def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
         """Vectors (B, T, E) float32, one per frame, from normalised pixels (B, T, 3, H, W); heads take them raw."""

@@ -1,5 +1,8 @@
 """What every head must satisfy: one battery over the registry, and the bound on memory while scoring."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -139,6 +142,13 @@ def test_x_pool_starts_as_a_plain_attention() -> None:
     torch.testing.assert_close(head(texts, frames), wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_the_page_states_what_the_code_counts() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "methods" / "heads.md").read_text("utf-8")
+    stated = {n: int(p.replace(",", "")) for n, p in re.findall(r"^\| (\w+) \| ([\d,]+) \|$", text, re.M)}
+    counted = {n: sum(p.numel() for p in head_of(n, 512).parameters()) for n in HEADS}
+    assert stated == {n: p for n, p in counted.items() if p}
+
+
 def test_dropout_only_while_training() -> None:
     texts, frames = vectors()
     for name in ("x_pool", "tight_transf"):
@@ -226,6 +236,8 @@ def test_a_pooling_head_makes_the_vectors_of_videos() -> None:
     plain = Retriever(clip, tokenizer=None, preprocess=Preprocess(16), sampling=Sampling("uniform", 3), name="tiny")
     frames = torch.randn(2, 4, 3, 16, 16)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    with pytest.raises(ValueError, match="every frame of video 1 of 2"):
+        plain.encode_video(frames, mask & torch.tensor([[True], [False]]))
     headed = plain.headed(made("seq_transf"))
     raw = plain.encode_frames(frames, normalize=False)
     torch.testing.assert_close(headed.encode_video(frames, mask), headed.head.pool(raw, mask))
