@@ -169,7 +169,8 @@ def tuner_of(folder: str | Path, clip: Clip, config: AdapterConfig | None = None
     tensors = read_tensors(folder, config)
     tuner = build(config.method, clip, config.options)
     fill(tuner, tensors, str(folder))
-    return tuner.requires_grad_(False).to(clip.logit_scale.device).eval()
+    tuner.requires_grad_(False).to(clip.logit_scale.device).eval().fold()
+    return tuner
 
 
 def with_adapter(model: Retriever, folder: str | Path) -> Retriever:

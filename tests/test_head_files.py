@@ -14,7 +14,7 @@ from clipreel.errors import ClipreelError
 from clipreel.head_files import CONFIG, WEIGHTS, WITHOUT_TENSORS, read_head, save_head, with_head
 from clipreel.heads import HEADS, build_head
 from clipreel.official import load_official
-from clipreel.official_heads import HEADERS, PATCH_3D, names
+from clipreel.official.heads import HEADERS, PATCH_3D, names
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN
 from clipreel.tuners import build

@@ -31,10 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "head_files": {"adapter", "heads", "retriever"},
     "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
     "export": {"checkpoints", "clip", "retriever", "sites"},
-    "official_heads": {"adapter", "checkpoints", "clip", "heads", "retriever"}
-    | {"sidecar", "tokenizer", "tuners", "video"},
-    "official": {"adapter", "checkpoints", "clip", "official_heads", "retriever", "tuners", "video"},
-    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
+    "int8": {"data", "evaluation"},
+    "official": {"adapter", "checkpoints", "clip", "heads", "retriever", "sidecar", "tokenizer", "tuners", "video"},
+    "training": {"adapter", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses", "official"}
     | {"retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "heads", "retriever", "video"},
     "cli": {
@@ -44,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "export",
         "head_files",
+        "int8",
         "official",
         "retriever",
         "search",

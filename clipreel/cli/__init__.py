@@ -8,7 +8,7 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, export, info, prepare, search, tune
+from clipreel.cli import adapters, compare, demo, evaluate, export, info, post_pretrain, prepare, quantize, search, tune
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -25,10 +25,12 @@ for verb in (
     search.forget,
     prepare.prepare,
     tune.tune,
+    post_pretrain.post_pretrain,
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,
     export.export,
+    quantize.quantize,
     info.info,
 ):
     app.command(verb)

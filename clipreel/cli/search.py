@@ -39,6 +39,7 @@ def index(
     workers: int = 2,
     frames: Flag = False,
     device: str = "auto",
+    engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
 ) -> int:
     """Index folders of videos, or bring an index up to date.
@@ -59,6 +60,7 @@ def index(
         workers: Files decoded at once.
         frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
         device: Where the model runs: auto takes the GPU where there is one.
+        engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
@@ -78,7 +80,7 @@ def index(
     )
     if existing and frames:
         FrameStore(existing)  # refuses an index that was made without
-    retriever = load_model(name, download, device, adapter)
+    retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     facts = facts_of(retriever, Segments(segments, seconds, 0.5, fps)) | (FACT if frames else {})
     store = existing or Index.create(place, facts)
     line = Progress("indexing")
@@ -185,7 +187,8 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    retriever = load_model(model or store.facts["model"], False, device, adapter or store.facts.get("adapter"))
+    lies = adapter or store.facts.get("adapter")
+    retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
     searcher = Searcher(store, retriever, exact)
     if rerank is None:
         hits = searcher.search(query, k)
@@ -269,12 +272,26 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     return 0
 
 
-def load_model(name: str, download: bool, device: str, adapter: str | Path | None = None) -> Retriever:
+def engine_of(index: Index | None) -> str:
+    """What computed the videos of an index."""
+    return "torch" if index is None else index.facts.get("engine", "torch").partition("/")[0]
+
+
+def load_model(
+    name: str, download: bool, device: str, adapter: str | Path | None = None, engine: str = "torch"
+) -> Retriever:
     """The model of a command, with its adapter; its warnings go to standard error."""
     from clipreel.adapter import with_adapter
     from clipreel.retriever import load
 
-    retriever = load(name, download=download, device=device)
+    int8 = engine == "int8"
+    if int8 and adapter:
+        raise ClipreelError("the int8 engine computes the base alone: leave out --engine int8 or --adapter")
+    retriever = load(name, download=download, device="cpu" if int8 and device == "auto" else device)
+    if int8:
+        from clipreel.int8 import enable
+
+        retriever = enable(retriever)
     for warning in retriever.warnings:
         print(f"note: {warning}", file=sys.stderr)
     if name == "shapes-tiny" and sys.stderr.isatty():

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipreel.errors import ClipreelError
+
 LARGEST = 2**22  # floats in the largest tensor while scoring: 16 MB, more is no faster
 
 
@@ -70,7 +72,7 @@ class Head(nn.Module, ABC):
     def forward(self, text_NE: Tensor, frames_VTE: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """All scores at once, differentiable: for batches, not for test sets (`score`).
 
-        Raises ValueError where a video has no real frame.
+        Raises ClipreelError where a video has no real frame.
         """
         return self.pairs(text_NE.float(), self.videos(checked(frames_VTE, frame_mask), frame_mask))
 
@@ -132,13 +134,13 @@ class MeanHead(PoolingHead):
 def checked(frames_VTE: Tensor, frame_mask: Tensor | None) -> Tensor:
     """The frames in float32, padded ones replaced: they may hold NaN, which no weight of zero takes out of a sum.
 
-    Raises ValueError that names the first video without a single real frame.
+    Raises ClipreelError that names the first video without a single real frame.
     """
     if frame_mask is None:
         return frames_VTE.float()
     real = frame_mask.any(1)
     if not bool(real.all()):
-        raise ValueError(
+        raise ClipreelError(
             f"frame_mask hides every frame of video {int(real.int().argmin())} of {len(real)}; leave that video out, "
             "or give its frames"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from clipreel.errors import ClipreelError
 from clipreel.heads.base import PoolingHead
 
 
@@ -24,6 +25,6 @@ class SeqLstm(PoolingHead):
         read = self.over_time(frames_VTE)[0]
         if frame_mask is not None:
             if bool((frame_mask[:, 1:] & ~frame_mask[:, :-1]).any()):
-                raise ValueError("a real frame behind a padded one: the LSTM reads in order, so put padding last")
+                raise ClipreelError("a real frame behind a padded one: the LSTM reads in order, so put padding last")
             read = read.masked_fill(~frame_mask[..., None], 0.0)
         return frames_VTE + read

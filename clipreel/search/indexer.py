@@ -59,6 +59,7 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
         "space": model.space,
         "model": os.path.abspath(base) if os.path.exists(base) else base,
         **({"adapter": model.adapter_folder} if model.adapter_folder else {}),
+        "engine": model.engine_name,
         "embed_dim": model.embed_dim,
         "segments": segments.to_dict(),
         "sampling": model.sampling.to_dict(),
@@ -68,11 +69,13 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
 def check_space(index: Index, model: Retriever) -> None:
     """Vectors of two models never meet: ClipreelError when the model is not the one of the index."""
     if index.facts["space"] != model.space:
-        adapter = index.facts.get("adapter")
+        mine, theirs, adapter = model.engine_name, index.facts.get("engine", "torch"), index.facts.get("adapter")
         use = f"--model {index.facts['model']}" + (f" --adapter {adapter}" if adapter else "")
+        use += "" if mine == theirs else f" --engine {theirs.partition('/')[0]}"
         raise ClipreelError(
-            f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
-            f"{model.name} has space {model.space}: use {use}, or another --index"
+            f"the index at {index.place} was made with {index.facts['model']} (engine {theirs}, space "
+            f"{index.facts['space']}), and {model.name} (engine {mine}) has space {model.space}: use {use}, or another "
+            "--index"
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, mean_pool, unit
-from clipreel.losses import contrastive, paired
+from clipreel.losses import TWO, contrastive, paired, pairs, two_named
 from clipreel.sites import Tuner
 from clipreel.training.distributed import gather_features, gather_rows
 from clipreel.video.transforms import Preprocess
@@ -69,11 +69,12 @@ class Recipe(ABC):
 
 
 class RetrievalRecipe(Recipe):
-    """Symmetric contrastive training of the mean over frames: VoP, CLIP4Clip meanP and the methods compared with them.
+    """Contrastive training of one vector per video and text: VoP, CLIP4Clip meanP, the fine-tuning of CLIP-ViP.
 
     Trains the parameters of the tuner, and the logit scale with `train_scale`, which never rises above `max_scale`.
     With `train_base` it trains the backbone in place instead (full tuning whose weights are sharded over processes).
-    `same_video` "right" shares the target among captions of one video; "wrong" takes them for negatives, as the papers.
+    `loss` is a name in losses.TWO. `same_video` "right" shares the target among captions of one video; "wrong" takes
+    them for negatives, as the papers, and as all losses but contrastive and v-s do in any case.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class RetrievalRecipe(Recipe):
         max_scale: float = 100.0,
         same_video: str = "right",
         train_base: bool = False,
+        loss: str = "contrastive",
     ) -> None:
         if same_video not in ("right", "wrong"):
             raise ClipreelError(f"same_video {same_video!r}: allowed are right, wrong")
         if train_base and any(True for _ in tuner.parameters()):
             raise ClipreelError("train_base trains the backbone itself; give it no tuner with parameters")
         self.clip, self.tuner, self.preprocess = clip.requires_grad_(train_base), tuner, preprocess
+        self.loss = two_named(loss)
         self.same_video, self.train_base, self.max_log = same_video, train_base, math.log(max_scale)
         # the base is never written, so the scale that is clamped is a copy, unless the tuner brings its own
         own = tuner.overrides.get("logit_scale")
@@ -117,12 +120,21 @@ class RetrievalRecipe(Recipe):
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
         scale = self.log_scale.exp()
+        return {self.loss: self.video_text(features, groups, scale)}, self.report(features, groups, scale)
+
+    def video_text(self, features: Tensors, groups: Tensor, scale: Tensor) -> Tensor:
         right = groups if self.same_video == "right" else None
-        loss = contrastive(features["text"], features["video"], scale, right)
-        with torch.no_grad():
-            best = (features["text"] @ features["video"].T).argmax(1)
-            hit = (groups[best] == groups).float().mean()
-        return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
+        if self.loss == "contrastive":
+            return contrastive(features["text"], features["video"], scale, right)
+        if self.loss == "v-s":
+            return pairs(features["text"], features["video"], scale, right)
+        return TWO[self.loss](features["video"], features["text"], scale)
+
+    @torch.no_grad()
+    def report(self, features: Tensors, groups: Tensor, scale: Tensor) -> Tensors:
+        best = (features["text"] @ features["video"].T).argmax(1)
+        hit = (groups[best] == groups).float().mean()
+        return {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
 
     @torch.no_grad()
     def after_step(self) -> None:

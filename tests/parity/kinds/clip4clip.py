@@ -12,7 +12,7 @@ from clipreel.evaluation.ranks import rank_texts, rank_videos
 from clipreel.evaluation.similarity import Dense
 from clipreel.heads import PoolingHead, mean_pool, unit
 from clipreel.official import load_official
-from clipreel.official_heads import HEADERS, PATCH_3D, names
+from clipreel.official.heads import HEADERS, PATCH_3D, names
 from clipreel.retriever import Retriever
 from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig
 from clipreel.training.optim import Updater
