@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipreel.alpro.retriever import is_alpro, load_alpro
 from clipreel.clip import Clip
@@ -55,13 +55,13 @@ class AdapterConfig:
     schema: int = SCHEMA
 
 
-def trained(tuner: Tuner) -> dict[str, Tensor]:
+def trained(tuner: nn.Module) -> dict[str, Tensor]:
     """What a method trains, each tensor once, under its first name."""
     return {name: p.detach() for name, p in tuner.named_parameters()}
 
 
-def fill(tuner: Tuner, tensors: Mapping[str, Tensor], source: str = "the adapter") -> None:
-    """Copy saved tensors into a tuner; every tensor is accounted for.
+def fill(tuner: nn.Module, tensors: Mapping[str, Tensor], source: str = "the adapter") -> None:
+    """Copy saved tensors into a tuner or a head; every tensor is accounted for.
 
     Raises ClipreelError that names the first missing, unexpected and mis-shaped tensors.
     """

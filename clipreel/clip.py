@@ -136,6 +136,17 @@ def scoped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def project(x_BTLP: Tensor, weight: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Patches -> tokens. A replaced weight (D, 3, t, p, p) spans t frames, padded ones and those beyond the ends 0."""
+    if weight.ndim == 4:
+        return F.linear(x_BTLP, weight.flatten(1))
+    if frame_mask is not None:
+        x_BTLP = x_BTLP.masked_fill(~frame_mask[:, :, None, None], 0.0)
+    T, span = x_BTLP.shape[1], weight.shape[2]
+    x = F.pad(x_BTLP, (0, 0, 0, 0, span // 2, span // 2))
+    return torch.stack([F.linear(x[:, i : i + T], weight[:, :, i].flatten(1)) for i in range(span)]).sum(0)
+
+
 class VideoTower(Tower):
     name = "vision"
 
@@ -160,7 +171,7 @@ class VideoTower(Tower):
                 "patch positions; preprocess to the size of the model, or load it with another image_size"
             )
         x = frames_BTCHW[..., : rows * p, : columns * p].reshape(B * T, 3, rows, p, columns, p)
-        x = F.linear(x.permute(0, 2, 4, 1, 3, 5).reshape(B, T, rows * columns, -1), weight.flatten(1))
+        x = project(x.permute(0, 2, 4, 1, 3, 5).reshape(B, T, rows * columns, -1), weight, frame_mask)
         cls = self.tensor("cls", tuner).to(x.dtype).expand(B, T, 1, -1)
         x = torch.cat([cls, x], 2) + pos.to(x.dtype)
         return tuner.embed_video(x.flatten(1, 2), Layout(0, T, 1 + rows * columns, frame_mask), self)

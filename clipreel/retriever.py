@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import mean_pool, unit
+from clipreel.heads import Head, PoolingHead, mean_pool, unit
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tokenizer import Tokenizer
 from clipreel.video.sampling import Sampling
@@ -50,7 +50,7 @@ class Retriever:
     torch.Size([2, 128])
     """
 
-    rerank: Callable[[Tensor, Tensor], Tensor] | None = None
+    head: Head | None = None
     engine: FrameEngine | None = None
 
     def __init__(
@@ -131,6 +131,26 @@ class Retriever:
         other.__dict__.pop("space", None)
         return other
 
+    def headed(self, head: Head) -> Retriever:
+        """Another retriever on the same base and tuner, with this head over the frames.
+
+        A pooling head makes the vectors of videos; any other only scores pairs (`rerank`) and leaves them as they are.
+        """
+        other = copy(self)
+        other.head = head.requires_grad_(False).to(self.device).eval()
+        other.__dict__.pop("space", None)
+        return other
+
+    @property
+    def rerank(self) -> Callable[..., Tensor] | None:
+        """Scores (N, V) of raw text vectors (N, E) with raw frame vectors (V, T, E), and a frame mask; by the head."""
+        return None if self.head is None else self.head.score
+
+    @property
+    def pooling(self) -> PoolingHead | None:
+        """The head that makes a video's vector, where it is more than the mean."""
+        return self.head if isinstance(self.head, PoolingHead) and self.head.name != "mean" else None
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base weights and architecture, whatever naming or file they came from."""
@@ -146,13 +166,14 @@ class Retriever:
         words = "none" if self.tokenizer is None else self.tokenizer.fingerprint
         parts = [self.fingerprint, words, self.preprocess.fingerprint(), self.sampling.fingerprint()]
         parts += [self.adapter] if self.tuner is not PLAIN else []
+        parts += [self.pooling.fingerprint()] if self.pooling is not None else []
         parts += [self.engine_name] if self.engine is not None else []
         return hashlib.blake2b("/".join(parts).encode(), digest_size=10).hexdigest()
 
     @property
     def pools_frames(self) -> bool:
         """Whether a video's vector is the mean of its frames' vectors, each encoded by itself."""
-        return self.tuner is PLAIN
+        return self.tuner is PLAIN and self.pooling is None
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
         """One vector (B, E) float32 per video.
@@ -163,11 +184,18 @@ class Retriever:
         z = self._frames(frames, frame_mask)
         pooled_over_frames = z.shape[1] == frames.shape[1]
         mask = frame_mask.to(z.device) if frame_mask is not None and pooled_over_frames else None
-        return mean_pool(z, mask, normalize)
+        return self.pool(z, mask, normalize)
 
-    def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Unit vectors (B, T, E) float32, one per frame, from normalised pixels (B, T, 3, H, W)."""
-        return unit(self._frames(frames, frame_mask))
+    @torch.inference_mode()
+    def pool(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
+        """The vector (B, E) of each video from its raw frame vectors (B, T, E): their mean, or what the head makes."""
+        pool = mean_pool if self.pooling is None else self.pooling.pool
+        return pool(frames, frame_mask, normalize)
+
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
+        """Vectors (B, T, E) float32, one per frame, from normalised pixels (B, T, 3, H, W); heads take them raw."""
+        z = self._frames(frames, frame_mask)
+        return unit(z) if normalize else z.float()
 
     @torch.inference_mode()
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:

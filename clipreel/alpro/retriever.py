@@ -127,9 +127,9 @@ class AlproRetriever(Retriever):
         tokens = self.video_tokens(frames, frame_mask)
         return self.model.video_vectors(tokens) if normalize else self.model.vision_proj(tokens[:, 0]).float()
 
-    def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Unit vectors (B, T, E) of the frames, each taken for a video of its own."""
-        each = self.encode_video(frames.flatten(0, 1)[:, None])
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
+        """Vectors (B, T, E) of the frames, each taken for a video of its own."""
+        each = self.encode_video(frames.flatten(0, 1)[:, None], normalize=normalize)
         return each.unflatten(0, frames.shape[:2])
 
     @torch.inference_mode()

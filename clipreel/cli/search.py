@@ -16,11 +16,9 @@ from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
-    from clipreel.search.query import Hit
+    from clipreel.search.query import Hit, Query
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -40,6 +38,7 @@ def index(
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
+    frames: Flag = False,
     device: str = "auto",
     engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
@@ -60,12 +59,14 @@ def index(
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
+        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import Report, facts_of, update
+    from clipreel.search.rerank import FACT, FrameStore
     from clipreel.video.shots import Segments
 
     if not folders:
@@ -78,8 +79,11 @@ def index(
     adapter = adapter or (
         existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
     )
+    if existing and frames:
+        FrameStore(existing)  # refuses an index that was made without
     retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
-    store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
+    facts = facts_of(retriever, Segments(segments, seconds, 0.5, fps)) | (FACT if frames else {})
+    store = existing or Index.create(place, facts)
     line = Progress("indexing")
 
     def progress(done: int, total: int, report: Report) -> None:
@@ -126,12 +130,12 @@ def search(
     max_duration: float = float("inf"),
     after: float = 0.0,
     before: float = float("inf"),
+    rerank: str | None = None,
+    candidates: int = 50,
     model: str | None = None,
     adapter: str | None = None,
     device: str = "auto",
     tag: Many = (),
-    rerank: str | None = None,
-    rerank_top: int = 32,
     json: Flag = False,
     open: Flag = False,
     exact: Flag = False,
@@ -155,12 +159,13 @@ def search(
         max_duration: Only videos at most this long, in seconds.
         after: Only moments that end after this second.
         before: Only moments that begin before this second.
+        rerank: What orders the best hits anew: folder of a head or of an ALPRO, mean, top_frames, soft_frames, or alpro
+            for the model of the index.
+        candidates: How many hits it looks at.
         model: The model, where it lies elsewhere than when the index was made.
         adapter: The adapter of the index, where it lies elsewhere.
         device: Where the model runs: auto takes the GPU where there is one.
         tag: Only videos with this tag (see clipreel tag); may be given several times.
-        rerank: Folder of an ALPRO that judges the best hits again, or alpro for the model of the index.
-        rerank_top: How many hits are judged again.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
         exact: Compare with every vector even where the index has an approximate index.
@@ -187,17 +192,18 @@ def search(
     lies = adapter or store.facts.get("adapter")
     retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
     searcher = Searcher(store, retriever, exact)
-    failed: list[tuple[str, str]] = []
+    wanted = k if rerank is None else max(k, candidates)
     if tag:
         from clipreel.search.tags import read_tags, tagged
 
         allowed = tagged(read_tags(store), tag)
         every = searcher.search(query, max(len(store.list_files()), k))
-        hits = [hit for hit in every if hit.path in allowed][: max(k, rerank_top if rerank else 0)]
+        hits = [hit for hit in every if hit.path in allowed][:wanted]
     else:
-        hits = searcher.search(query, max(k, rerank_top if rerank else 0))
+        hits = searcher.search(query, wanted)
+    failed: list[tuple[str, str]] = []
     if rerank is not None:
-        hits, failed = reranked(hits, query.texts, retriever, rerank, device)
+        hits, failed = reranked(hits, query, retriever, store, rerank, candidates, device)
         hits = hits[:k]
     for rank, hit in enumerate(hits, 1):
         if json:
@@ -214,16 +220,29 @@ def search(
 
 
 def reranked(
-    hits: list[Hit], texts: Sequence[str], model: Retriever, source: str, device: str
+    hits: list[Hit], query: Query, model: Retriever, store: Index, source: str, candidates: int, device: str
 ) -> tuple[list[Hit], list[tuple[str, str]]]:
-    """The hits judged again by an ALPRO, and those that could not be read."""
-    from clipreel.alpro.retriever import AlproRetriever
-    from clipreel.search.rerank import rerank
+    """The first candidates in a new order and the others behind them; and files that could not be read again."""
+    from clipreel.adapter import is_alpro
 
-    judge = model if source == "alpro" else load_model(source, False, device)
-    if not isinstance(judge, AlproRetriever):
-        raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
-    return rerank(hits, " ".join(texts), judge)
+    if candidates < 1:
+        raise ClipreelError(f"{candidates} candidates: give at least 1 (--candidates)")
+    first, rest = hits[:candidates], hits[candidates:]
+    failed: list[tuple[str, str]] = []
+    if source == "alpro" or is_alpro(source):
+        from clipreel.alpro.retriever import AlproRetriever
+        from clipreel.search.reread import reread
+
+        judge = model if source == "alpro" else load_model(source, False, device)
+        if not isinstance(judge, AlproRetriever):
+            raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
+        first, failed = reread(first, " ".join(query.texts), judge)
+    else:
+        from clipreel.head_files import with_head
+        from clipreel.search.rerank import Reranker
+
+        first = Reranker(store, with_head(model, source))(query, first)
+    return [*first, *rest], failed
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:
@@ -277,6 +296,7 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
     """
     from clipreel.search.index import Index, default_place
+    from clipreel.search.rerank import FrameStore
 
     store = Index(index or default_place())
     found = [k for path in paths for k in store.known(path)]
@@ -284,6 +304,8 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         raise ClipreelError(f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it")
     with store.writing():
         store.remove({k.id for k in found})
+        if store.facts.get("frames"):
+            FrameStore(store).sweep()
     print(f"forgot {len({k.id for k in found})} files")
     return 0
 

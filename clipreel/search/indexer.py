@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clipreel.errors import ClipreelError
-from clipreel.heads import mean_pool
 from clipreel.search.ann import refresh
 from clipreel.search.index import LEVELS, File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
+from clipreel.search.rerank import FrameStore
 from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
 from clipreel.video.shots import Segments
 
@@ -109,6 +109,8 @@ def update(
             _bookkeep(index, changes, report)
             _encode(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
+        if index.facts.get("frames"):
+            FrameStore(index).sweep()
         refresh(index, model)
     return report
 
@@ -152,6 +154,7 @@ def _encode(
         finally:
             report.seconds["decode"] += time.thread_time() - started
 
+    store = FrameStore(index) if index.facts.get("frames") else None
     files: list[File] = []
     rows: list[dict[str, Any]] = []
     total = len(by_path)
@@ -165,7 +168,7 @@ def _encode(
             info = frames.info
             row = File(**{**vars(row), "duration_s": info.duration_s, "width": info.width, "height": info.height})
             started = time.perf_counter()
-            made = list(vectors_of(model, segments, frames))
+            made = list(vectors_of(model, segments, frames, store is not None))
             report.seconds["encode"] += time.perf_counter() - started
             rows += [{"id": f"{row.id}/{n}", "file": row.id, **fields} for n, fields in enumerate(made)]
             files.append(row)
@@ -174,6 +177,8 @@ def _encode(
             report.warnings += [(found.path, w) for w in frames.warnings]
         if len(files) >= STORE_EVERY or done == total:
             started = time.perf_counter()
+            if store is not None:
+                store.put(rows)
             index.put(files, rows)
             if done % TIDY_EVERY == 0:
                 index.tidy()
@@ -182,22 +187,27 @@ def _encode(
         progress(done, total, report)
 
 
-def vectors_of(model: Retriever, segments: Segments, frames: Frames) -> Iterator[dict[str, Any]]:
-    """One vector of the whole video (from evenly spread frames) and one of each segment."""
+def vectors_of(
+    model: Retriever, segments: Segments, frames: Frames, keep_frames: bool = False
+) -> Iterator[dict[str, Any]]:
+    """One vector of the whole video (from evenly spread frames) and one of each segment; and what they are made of."""
+
+    def raw(indices: list[int]) -> torch.Tensor:
+        return model.encode_frames(model.preprocess.normalise(frames.pixels[indices])[None], normalize=False)[0]
+
     parts = [(0.0, frames.info.duration_s, list(range(len(frames.pixels)))), *segments.cut(frames)]
     wanted = [[inside[i] for i in spread(len(inside), model.sampling.frames)] for _, _, inside in parts]
     if model.pools_frames:  # overlapping segments share frames: each is encoded once
         used = sorted({i for inside in wanted for i in inside})
         place = {i: n for n, i in enumerate(used)}
-        z = torch.cat(
-            [model.encode_frames(model.preprocess.normalise(frames.pixels[p])[None])[0] for p in chunks(used)]
-        )
-        vectors = [mean_pool(z[[place[i] for i in inside]][None])[0] for inside in wanted]
+        z = torch.cat([raw(p) for p in chunks(used)])
+        stacks = [z[[place[i] for i in inside]] for inside in wanted]
     else:
-        vectors = [model.encode_video(model.preprocess.normalise(frames.pixels[p])[None])[0] for p in wanted]
-    for n, ((start_s, end_s, _), vector) in enumerate(zip(parts, vectors, strict=True)):
-        level = LEVELS.index("segment" if n else "video")
-        yield {"level": level, "start_s": start_s, "end_s": end_s, "vector": vector.cpu().numpy()}
+        stacks = [raw(p) for p in wanted]
+    for n, ((start_s, end_s, _), stack) in enumerate(zip(parts, stacks, strict=True)):
+        level, vector = LEVELS.index("segment" if n else "video"), model.pool(stack[None])[0].cpu().numpy()
+        row = {"level": level, "start_s": start_s, "end_s": end_s, "vector": vector}
+        yield {**row, "frames": stack.half().cpu().numpy()} if keep_frames else row
 
 
 def chunks(items: list[int]) -> list[list[int]]:

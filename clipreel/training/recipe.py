@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import mean_pool, unit
-from clipreel.losses import TWO, contrastive, pairs, two_named
+from clipreel.heads import Head, mean_pool, unit
+from clipreel.losses import TWO, contrastive, paired, pairs, two_named
 from clipreel.sites import Tuner
 from clipreel.training.distributed import gather_features, gather_rows
 from clipreel.video.transforms import Preprocess
@@ -145,3 +145,42 @@ class RetrievalRecipe(Recipe):
 
     def recompute(self) -> None:
         self.clip.vision.checkpointing = self.clip.text.checkpointing = True
+
+
+class HeadRecipe(RetrievalRecipe):
+    """The same over the scores of a head, which is trained with the tuner; `Tuner()` leaves CLIP as it is.
+
+    Scores that are no cosines (tightTransf) go into the loss as they are. With `train_base` CLIP is trained as well,
+    as in CLIP4Clip and X-Pool; give its tensors a smaller learning rate by a rule on their names.
+    """
+
+    def __init__(self, clip: Clip, tuner: Tuner, preprocess: Preprocess, head: Head, **options: Any) -> None:
+        super().__init__(clip, tuner, preprocess, **options)
+        self.head = head.requires_grad_(True)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return super().trained() | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def encode(self, batch: Batch) -> Tensors:
+        """`frames` (B, T, E) and `text` (B, E) as CLIP projects them, float32, and the `mask` (B, T) if there is one.
+
+        The mask is uint8, because not every way between processes takes truth values.
+        """
+        pixels = self.preprocess.normalise(batch.frames)
+        frames = self.clip.encode_video(pixels, self.tuner, batch.frame_mask)
+        found = {"frames": frames.float(), "text": self.clip.encode_text(batch.ids, self.tuner).float()}
+        if batch.frame_mask is not None and frames.shape[1] == pixels.shape[1]:
+            found["mask"] = batch.frame_mask.to(torch.uint8)
+        return found
+
+    def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
+        scale, mask = self.log_scale.exp(), features.get("mask")
+        scores = self.head(features["text"], features["frames"], None if mask is None else mask.bool())
+        logits = scale * scores if self.head.cosine else scores
+        loss = paired(logits, groups if self.same_video == "right" else None)
+        hit = (groups[scores.argmax(1)] == groups).float().mean()
+        return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
+
+    def train(self, on: bool) -> None:
+        super().train(on)
+        self.head.train(on)

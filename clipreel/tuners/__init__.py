@@ -17,6 +17,7 @@ from clipreel.tuners.cross_modal import CrossModal, CrossModalConfig
 from clipreel.tuners.lora import Lora, LoraConfig
 from clipreel.tuners.mv_adapter import MvAdapter, MvAdapterConfig
 from clipreel.tuners.overriding import Overriding, OverridingConfig
+from clipreel.tuners.patch_3d import Patch3d, Patch3dConfig
 from clipreel.tuners.st_adapter import StAdapter, StAdapterConfig
 from clipreel.tuners.vop import Vop, VopConfig
 
@@ -100,6 +101,9 @@ TUNERS: Mapping[str, Method] = {
         rate=3e-4,
     ),
     "lora": Method("low-rank updates of q and v", Lora, LoraConfig, identity=True, rate=3e-4),
+    "patch_3d": Method(
+        "patches over three frames (CLIP4Clip)", Patch3d, Patch3dConfig, identity=True, temporal=True, rate=1e-4
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from clipreel.errors import ClipreelError
 from clipreel.search.index import Index
 from clipreel.search.indexer import update
 from clipreel.search.query import Query, Searcher
-from clipreel.search.rerank import rerank
+from clipreel.search.reread import reread
 from clipreel.search.tags import entity_vectors, facets, read_tags, tag, tagged
 from clipreel.video.decode import read_frames
 from tests.alpro.tiny import retriever
@@ -69,7 +69,7 @@ def test_wrong_use_is_told(index: Index) -> None:
 def test_hits_are_judged_by_their_moments(index: Index, tmp_path: Path) -> None:
     hits = Searcher(index, tiny_model()).search(Query(["a red dog"]), 3)
     judge = retriever()
-    found, failed = rerank(hits, "a red dog", judge)
+    found, failed = reread(hits, "a red dog", judge)
     assert failed == []
     assert {h.path for h in found} == {h.path for h in hits}
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
@@ -80,11 +80,11 @@ def test_hits_are_judged_by_their_moments(index: Index, tmp_path: Path) -> None:
     tokens = judge.video_tokens(judge.preprocess.normalise(frames.pixels)[None])
     assert best.score == pytest.approx(judge.rerank(judge.ids(["a red dog"]), tokens).item(), abs=1e-5)
     Path(hits[0].path).write_text("gone bad")
-    found, failed = rerank(hits, "a red dog", judge)
+    found, failed = reread(hits, "a red dog", judge)
     assert [path for path, _ in failed] == [hits[0].path]
     assert len(found) == 2
     with pytest.raises(ClipreelError, match="the query has none"):
-        rerank(hits, " ", judge)
+        reread(hits, " ", judge)
 
 
 def test_the_commands_tag_rerank_and_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
