@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,7 @@ from clipreel.errors import ClipreelError
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
+    from clipreel.search.indexer import Report
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -32,6 +34,7 @@ def index(
     download: Flag = False,
     segments: Literal["windows", "shots", "none"] = "windows",
     seconds: float = 8.0,
+    overlap: float = 0.5,
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
@@ -43,12 +46,13 @@ def index(
     Try `clipreel index demo-output/shapes --model shapes-tiny --index my-index`
 
     Args:
-        folders: Folders or files to index.
+        folders: Folders or files to index; without any, those that the index knows.
         index: Folder or object-store URI of the index (default: the platform's data folder).
         model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
         download: Allow the model to be fetched from the hub.
         segments: How videos are cut into moments.
         seconds: Length of a window.
+        overlap: Part of a window that the next one shows again, from 0 to below 1.
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
@@ -56,29 +60,33 @@ def index(
         json: Print the report as JSON.
     """
     from clipreel.search.index import Index, default_place
-    from clipreel.search.indexer import Report, facts_of, update
+    from clipreel.search.indexer import facts_of, update
     from clipreel.video.shots import Segments
 
-    if not folders:
-        raise ClipreelError("name a folder to index, e.g. clipreel index ~/Videos")
+    if not time_limit > 0 or workers < 1:
+        raise ClipreelError(f"--time-limit {time_limit:g} and --workers {workers}: both must be above 0")
     place = index or default_place()
     existing = open_if_there(place)
-    name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
-    retriever = load_model(name, download, device)
-    store = existing or Index.create(place, facts_of(retriever, Segments(segments, seconds, 0.5, fps)))
+    roots = [os.path.abspath(f) for f in folders] or known_folders(existing)
+    cut = Segments(segments, seconds, overlap, fps)
+    retriever = load_model(model or (existing.facts["model"] if existing else DEFAULT_MODEL), download, device)
+    store = existing or Index.create(place, facts_of(retriever, cut))
+    if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
+        print(f"note: the index keeps {described(store.facts['segments'])}; use another --index", file=sys.stderr)
     line = Progress("indexing")
 
     def progress(done: int, total: int, report: Report) -> None:
         line(done, total, f"{clock(report.video_s)} of video")
 
-    report = update(
-        store,
-        retriever,
-        [os.path.abspath(f) for f in folders],
-        timeout_s=time_limit,
-        workers=workers,
-        progress=progress,
-    )
+    gone = [] if folders else [r for r in roots if not os.path.exists(r)]
+    there = [r for r in roots if r not in gone]
+    report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
+    report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
+    return told(report, place, roots, json)
+
+
+def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
+    """Prints what indexing did; returns the exit code."""
     if json:
         print(dump({**vars(report), "index": place}))
     else:
@@ -92,8 +100,16 @@ def index(
     skipped(report.skipped)
     nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
     if nothing and not report.skipped:
-        raise ClipreelError(f"no video files below {', '.join(folders)}; nothing was indexed")
+        raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
     return (2 if nothing else 1) if report.skipped else 0
+
+
+def described(segments: dict) -> str:
+    """How an index cuts videos."""
+    from clipreel.video.shots import Segments
+
+    how = Segments(**segments)
+    return f"{how.mode} of {how.seconds:g} s, overlap {how.overlap:g}, {how.fps:g} frames/s"
 
 
 def search(
@@ -186,7 +202,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
-    from clipreel.search.ann import described
+    from clipreel.search import ann
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -198,6 +214,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         "model": store.facts["model"],
         "space": store.facts["space"],
         "segments": store.facts["segments"],
+        "folders": store.facts.get("roots", []),
         "videos": len(good),
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
@@ -207,11 +224,11 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     if json:
         print(dump(facts))
         return 1 if bad else 0
-    cut = store.facts["segments"]
     print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
+    print(f"folders  {', '.join(map(shown, facts['folders'])) or 'none known'}")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
-    print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
-    print(f"search   {described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
+    print(f"vectors  {facts['vectors']} (segments: {described(store.facts['segments'])})")
+    print(f"search   {ann.described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0
 
@@ -226,15 +243,27 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
     """
     from clipreel.search.index import Index, default_place
+    from clipreel.search.indexer import unremember
 
     store = Index(index or default_place())
-    found = [k for path in paths for k in store.known(path)]
-    if not found:
-        raise ClipreelError(f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it")
     with store.writing():
-        store.remove({k.id for k in found})
-    print(f"forgot {len({k.id for k in found})} files")
+        found = {k.id for path in paths for k in store.known(path)}
+        if not unremember(store, paths) and not found:
+            raise ClipreelError(
+                f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it"
+            )
+        store.remove(found)
+    print(f"forgot {len(found)} files")
     return 0
+
+
+def known_folders(store: Index | None) -> list[str]:
+    """The folders that an index was made of."""
+    roots = store.facts.get("roots", []) if store else []
+    if not roots:
+        where = f"the index at {store.place} remembers none" if store else "there is no index yet"
+        raise ClipreelError(f"name a folder to index, e.g. clipreel index ~/Videos ({where})")
+    return list(roots)
 
 
 def load_model(name: str, download: bool, device: str) -> Retriever:
@@ -251,18 +280,12 @@ def load_model(name: str, download: bool, device: str) -> Retriever:
 
 def open_if_there(place: str) -> Index | None:
     """The index at a place, None where nothing was made yet; a damaged one is an error."""
-    from clipreel.search.index import Index
+    from clipreel.search.index import Index, NoIndex
 
-    if "://" not in place and not (os.path.isdir(place) and os.listdir(place)):
+    try:
+        return Index(place)
+    except NoIndex:
         return None
-    if "://" in place:
-        try:
-            return Index(place)
-        except ClipreelError as e:
-            if "tables: none" in str(e):
-                return None
-            raise
-    return Index(place)
 
 
 def dump(data: dict) -> str:

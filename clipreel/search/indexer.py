@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def check_space(index: Index, model: Retriever) -> None:
 def update(
     index: Index,
     model: Retriever,
-    roots: list[str],
+    roots: Sequence[str],
     *,
     timeout_s: float = 120.0,
     workers: int = 2,
@@ -95,6 +95,7 @@ def update(
             raise ClipreelError(f"{text_of(root)} cannot be read by this user; nothing was changed")
     report = Report()
     with index.writing():
+        remember(index, roots)
         index.sweep()
         again = _more_time(index, timeout_s)
         for root in roots:
@@ -107,6 +108,28 @@ def update(
         index.tidy()
         refresh(index, model)
     return report
+
+
+def remember(index: Index, roots: Sequence[str]) -> None:
+    """Adds folders to those that an index is brought up to date with; one inside another is not named."""
+    known = index.facts.get("roots", [])
+    every = dict.fromkeys([*known, *(os.path.abspath(r) for r in roots)])
+    kept = [r for r in every if not any(r != other and within(r, other) for other in every)]
+    if kept != known:
+        index.set_facts(roots=kept)
+
+
+def unremember(index: Index, paths: Sequence[str]) -> int:
+    """Takes the folders at and below some paths out of those; returns how many."""
+    known = index.facts.get("roots", [])
+    kept = [r for r in known if not any(within(r, os.path.abspath(p)) for p in paths)]
+    if kept != known:
+        index.set_facts(roots=kept)
+    return len(known) - len(kept)
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def _more_time(index: Index, timeout_s: float) -> set[str]:

@@ -17,7 +17,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
-from clipreel.search.index import Index
+from clipreel.search.index import Index, NoIndex
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.library import content_hash, walk
 from clipreel.search.query import Filter, Hit, Query, Searcher, best_per_file
@@ -249,7 +249,7 @@ def test_a_reader_sees_what_another_process_wrote(tmp_path: Path) -> None:
 SLOW_RUN = """
 import sys, time
 from clipreel.search import indexer
-from clipreel.search.index import Index
+from clipreel.search.index import Index, NoIndex
 from tests.search.tiny import tiny_model
 indexer.STORE_EVERY = 2
 real = indexer.vectors_of
@@ -307,9 +307,12 @@ def test_full_disk_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_no_index_and_a_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(ClipreelError, match="clipreel index FOLDER"):
+    with pytest.raises(NoIndex, match="clipreel index FOLDER"):
         Index(tmp_path / "none")
     (tmp_path / "other").mkdir()
+    with pytest.raises(NoIndex, match="clipreel index FOLDER"):
+        Index(tmp_path / "other")
+    (tmp_path / "other" / "a.mp4").write_text("of the user")
     with pytest.raises(ClipreelError, match="not a whole clipreel index"):
         Index(tmp_path / "other")
     folder, index = library(tmp_path / "v"), new_index(tmp_path / "i")
