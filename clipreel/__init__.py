@@ -12,6 +12,8 @@ _WHERE = {
     "load": "clipreel.adapter",
     "load_official": "clipreel.official",
     "save_adapter": "clipreel.adapter",
+    "save_head": "clipreel.head_files",
+    "with_head": "clipreel.head_files",
     "Retriever": "clipreel.retriever",
     "ClipreelError": "clipreel.errors",
 }
@@ -19,10 +21,20 @@ _WHERE = {
 if TYPE_CHECKING:
     from clipreel.adapter import load, save_adapter
     from clipreel.errors import ClipreelError
+    from clipreel.head_files import save_head, with_head
     from clipreel.official import load_official
     from clipreel.retriever import Retriever
 
-__all__ = ["ClipreelError", "Retriever", "__version__", "load", "load_official", "save_adapter"]
+__all__ = [
+    "ClipreelError",
+    "Retriever",
+    "__version__",
+    "load",
+    "load_official",
+    "save_adapter",
+    "save_head",
+    "with_head",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
+from clipreel.alpro.retriever import is_alpro, load_alpro
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
@@ -54,13 +55,13 @@ class AdapterConfig:
     schema: int = SCHEMA
 
 
-def trained(tuner: Tuner) -> dict[str, Tensor]:
+def trained(tuner: nn.Module) -> dict[str, Tensor]:
     """What a method trains, each tensor once, under its first name."""
     return {name: p.detach() for name, p in tuner.named_parameters()}
 
 
-def fill(tuner: Tuner, tensors: Mapping[str, Tensor], source: str = "the adapter") -> None:
-    """Copy saved tensors into a tuner; every tensor is accounted for.
+def fill(tuner: nn.Module, tensors: Mapping[str, Tensor], source: str = "the adapter") -> None:
+    """Copy saved tensors into a tuner or a head; every tensor is accounted for.
 
     Raises ClipreelError that names the first missing, unexpected and mis-shaped tensors.
     """
@@ -169,7 +170,8 @@ def tuner_of(folder: str | Path, clip: Clip, config: AdapterConfig | None = None
     tensors = read_tensors(folder, config)
     tuner = build(config.method, clip, config.options)
     fill(tuner, tensors, str(folder))
-    return tuner.requires_grad_(False).to(clip.logit_scale.device).eval()
+    tuner.requires_grad_(False).to(clip.logit_scale.device).eval().fold()
+    return tuner
 
 
 def with_adapter(model: Retriever, folder: str | Path) -> Retriever:
@@ -188,16 +190,25 @@ def with_adapter(model: Retriever, folder: str | Path) -> Retriever:
         preprocess=Preprocess(**config.preprocess),
         sampling=Sampling(**config.sampling),
         adapter=config.tensors,
-        name=f"{model.name} + {Path(folder).name}",
+        name=f"{model.name} + {config.method}",
+        folder=os.path.abspath(folder),
     )
 
 
 def load(source: str | Path, adapter: str | Path | None = None, **options: Any) -> Retriever:
-    """A retriever from any source that `retriever.load` takes, with its options, and the folder of an adapter on it.
+    """A retriever from any source that `retriever.load` takes, with its options, and the folder of an adapter on it;
+    or the ALPRO in a folder.
 
     >>> import clipreel
     >>> model = clipreel.load("shapes-tiny", adapter=None)
     """
+    if is_alpro(source):
+        if adapter is not None:
+            raise ClipreelError(f"{source} is an ALPRO, which takes no adapter; tune it with an alpro recipe instead")
+        unknown = [k for k in options if k not in ("device", "dtype", "download")]
+        if unknown:
+            raise ClipreelError(f"{source} is an ALPRO, for which {unknown[0]} cannot be given; leave it out")
+        return load_alpro(source, **{k: v for k, v in options.items() if k != "download"})
     model = load_base(source, **options)
     return model if adapter is None else with_adapter(model, adapter)
 

@@ -35,6 +35,10 @@ class Layout(NamedTuple):
         """The global tokens (B, M, D) and the frames (B, T, L, D) of a sequence, as views."""
         return x_BSD[:, : self.globals], x_BSD[:, self.globals :].unflatten(1, (self.frames, self.per_frame))
 
+    def firsts(self, x_BSD: Tensor) -> tuple[Tensor, Layout]:
+        """The first token of each frame (B, T, D) as a sequence, with its layout."""
+        return self.split(x_BSD)[1][:, :, 0], Layout(0, self.frames, 1, self.frame_mask)
+
     def join(self, globals_BMD: Tensor, frames_BTLD: Tensor) -> tuple[Tensor, Layout]:
         """The sequence of these global tokens and frames, with its layout (the frame mask is kept)."""
         layout = Layout(globals_BMD.shape[1], frames_BTLD.shape[1], frames_BTLD.shape[2], self.frame_mask)
@@ -45,13 +49,15 @@ class Layout(NamedTuple):
 Pattern = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
     """Softmax attention of queries (N, S, H, K) over keys (N, R, H, K) -> (N, S, H, K).
 
-    `mask` is True where a key may be seen, broadcastable to (N, H, S, R).
+    `mask` is True where a key may be seen, broadcastable to (N, H, S, R); `dropout` acts on the attention weights.
     """
     o = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout, is_causal=causal
     )
     return o.transpose(1, 2)
 
@@ -64,6 +70,12 @@ def by_frame(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         return attention(q, k, v)
     fold = (q.shape[0] * layout.frames, layout.per_frame, *q.shape[2:])
     return attention(q.reshape(fold), k.reshape(fold), v.reshape(fold)).reshape(q.shape)
+
+
+def firsts_by_frame(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """`by_frame` for the first token of each frame alone, (B, T, H, K): where nothing else of a block is read."""
+    q_NLHK, k_NLHK, v_NLHK = (layout.split(x)[1].flatten(0, 1) for x in (q, k, v))
+    return attention(q_NLHK[:, :1], k_NLHK, v_NLHK).reshape(q.shape[0], layout.frames, *q.shape[2:])
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

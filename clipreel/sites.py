@@ -41,8 +41,8 @@ class Tuner(nn.Module):
     """A method's trainable part. Parameters that layers or towers share belong here and are referenced by the layers.
 
     `overrides` maps names of base tensors ("vision.blocks.3.out.bias") to the tensors that replace them, so the base
-    in memory is never written. `text_slots` is how many slots of a text the method's own tokens take; texts are
-    tokenised to that many less.
+    in memory is never written. `text_slots` is how many slots of a text the method's own tokens take, or leave unused;
+    texts are tokenised to that many less.
     """
 
     text_slots = 0
@@ -74,6 +74,10 @@ class Tuner(nn.Module):
     def read_text(self, ends_N: Tensor, length: int) -> Tensor:
         """The slot (N,) that is read, from the slot of the end token in the ids and the number of id slots."""
         return ends_N
+
+    def fold(self) -> None:
+        """Compute once what every call would make out of weights alone; called where weights are final. `train()`
+        undoes it, other changes of the weights go unseen."""
 
 
 class Layered(Tuner):
@@ -185,3 +189,7 @@ class Chain(Tuner):
 
     def embed_text(self, x_NLD: Tensor, ends_N: Tensor, tower: TextTower) -> Tensor:
         return self.second.embed_text(self.first.embed_text(x_NLD, ends_N, tower), ends_N, tower)
+
+    def fold(self) -> None:
+        self.first.fold()
+        self.second.fold()

@@ -1,6 +1,7 @@
 """The backbone and its sites, with small throw-away tuners standing for the methods to come."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipreel.clip import Clip, ClipConfig, TowerConfig
-from clipreel.patterns import Layout, jointly, with_proxies
+from clipreel.patterns import Layout, by_frame, firsts_by_frame, jointly, with_proxies
 from clipreel.sites import PLAIN, Chain, LayerTuner, Overrides, Tuner
 
 CONFIG = ClipConfig(32, 8, TowerConfig(3, 64, 2, 128), TowerConfig(2, 48, 3, 96), 16, 60, 40, "quick_gelu")
@@ -346,3 +347,20 @@ def test_wrong_sizes_say_what_to_do(clip: Clip) -> None:
         Clip(ClipConfig(**{**vars(CONFIG), "activation": "relu"}))
     with pytest.raises(ValueError, match="not a multiple of 3 heads"):
         Clip(ClipConfig(**{**vars(CONFIG), "vision": TowerConfig(1, 64, 3, 64)}))
+
+
+def test_without_a_method_the_last_block_computes_only_what_is_read(clip: Clip, frames: Tensor) -> None:
+    """Equal to the whole block, which an empty tuner gets, in value and gradient, also with one frame and one block."""
+    tokens, layout = clip.vision.embed(frames, PLAIN)
+    left, kept = clip.vision.run(tokens, layout, by_frame, PLAIN, firsts_by_frame)
+    assert (left.shape, kept) == ((2, 4, D), Layout(0, 4, 1))
+    for config in (CONFIG, replace(CONFIG, vision=TowerConfig(1, 64, 2, 128))):
+        model = Clip(config).eval()
+        for x in (frames, frames[:, :1]):
+            grads = []
+            for tuner in (PLAIN, Tuner()):
+                z = model.encode_video(x, tuner)
+                assert z.shape == (2, x.shape[1], 40)
+                grads.append((z, *torch.autograd.grad(z.square().sum(), list(model.vision.parameters()))))
+            for found, wanted in zip(*grads, strict=True):
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

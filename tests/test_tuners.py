@@ -28,7 +28,11 @@ def clip() -> Clip:
 
 
 def small(name: str) -> dict:
-    return {"frames": FRAMES} if "vop" in name else {}
+    return {"frames": FRAMES} if "frames" in options(name, {}) else {}
+
+
+# patches behind the last attention are never read, so what acts on them alone has no effect, as in the released code
+DEAD = {"st_adapter": f"vision.{LAYERS - 1}.mlp.", "st_adapter_24x": f"vision.{LAYERS - 1}.mlp."}
 
 
 def made(name: str, clip: Clip, moved: bool = True, **changes: object) -> Tuner:
@@ -80,7 +84,7 @@ def test_only_what_it_trains_gets_gradients(name: str, clip: Clip) -> None:
     assert all(p.grad is None for p in clip.parameters())
     without = [n for n, p in tuner.named_parameters() if p.grad is None or not p.grad.abs().any()]
     # position rows and the token table are used in part, but each tensor in some entry
-    assert not without
+    assert all(n.startswith(DEAD.get(name, "/")) for n in without), without
     assert all(torch.equal(a, b) for a, b in zip(before.values(), clip.state_dict().values(), strict=True))
 
 

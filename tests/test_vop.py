@@ -11,7 +11,7 @@ from clipreel.checkpoints import to_openai
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
-from clipreel.official import VOP_PROMPTS
+from clipreel.official.vop import VOP_PROMPTS
 from clipreel.patterns import Layout
 from clipreel.tuners import TUNERS, build
 from clipreel.tuners.vop import FrameLSTM, Vop, VopConfig, interpolated, nearest

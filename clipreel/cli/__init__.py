@@ -8,7 +8,22 @@ import sys
 from cyclopts import App
 
 from clipreel import __version__
-from clipreel.cli import adapters, compare, demo, evaluate, export, info, prepare, search, tune
+from clipreel.cli import (
+    adapters,
+    compare,
+    demo,
+    entities,
+    evaluate,
+    export,
+    index,
+    info,
+    post_pretrain,
+    prepare,
+    quantize,
+    search,
+    train,
+    tune,
+)
 from clipreel.errors import ClipreelError
 
 app = App(
@@ -19,16 +34,22 @@ app = App(
 )
 for verb in (
     demo.demo,
-    search.index,
+    index.index,
     search.search,
     search.status,
     search.forget,
+    entities.entities,
+    entities.tag,
+    entities.ask,
     prepare.prepare,
     tune.tune,
+    post_pretrain.post_pretrain,
+    train.train,
     evaluate.evaluate,
     compare.compare,
     adapters.adapters,
     export.export,
+    quantize.quantize,
     info.info,
 ):
     app.command(verb)

@@ -13,10 +13,12 @@ def evaluate(
     /,
     *,
     model: str = "shapes-tiny",
+    adapter: str | None = None,
     frames: int = 8,
     dual_softmax: Literal["product", "softmax"] | None = None,
     download: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     device: str = "auto",
+    engine: Literal["torch", "int8"] = "torch",
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Retrieval numbers of a model, with the protocol they were made under.
@@ -28,10 +30,12 @@ def evaluate(
     Args:
         folder: Folder with annotations.jsonl and the videos it names.
         model: Hub id, folder, file or built-in name.
+        adapter: Folder of an adapter on the model.
         frames: Frames of each video, evenly spread.
         dual_softmax: Re-weight by all queries at once; transductive, so stamped.
         download: Allow the model to be fetched from the hub.
         device: Where the model runs: auto takes the GPU where there is one.
+        engine: What computes the videos; int8 only after `clipreel quantize`.
         json: Print the result as JSON.
     """
     import json as js
@@ -42,7 +46,7 @@ def evaluate(
     from clipreel.evaluation.report import protocol, table
     from clipreel.evaluation.runs import evaluate_samples, read_annotations, shapes_bound, shapes_samples
 
-    retriever = load_model(model, download, device)
+    retriever = load_model(model, download, device, adapter, engine)
     with tempfile.TemporaryDirectory() as scratch:
         samples = shapes_samples(Path(scratch)) if folder is None else read_annotations(folder)
         split = "shapes test" if folder is None else f"{folder.name} (annotations.jsonl)"
@@ -53,7 +57,7 @@ def evaluate(
         )
         print(js.dumps({**result.to_dict(), **extra, "skipped": failed}))
     else:
-        rows = {model: result} | ({} if folder is not None else {"order-blind bound": shapes_bound()})
+        rows = {retriever.name: result} | ({} if folder is not None else {"order-blind bound": shapes_bound()})
         print(table(rows))
         print(protocol(result))
     skipped(failed)

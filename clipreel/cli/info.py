@@ -25,6 +25,8 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
     from dataclasses import asdict
 
     from clipreel.cli.search import load_model
+    from clipreel.clip import ClipConfig
+    from clipreel.errors import ClipreelError
     from clipreel.tuners.counting import ARCHITECTURES, counts, whole_by_paper
 
     facts: dict[str, Any]
@@ -32,7 +34,10 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
         config, methods, facts = ARCHITECTURES[model], True, {"model": model}
     else:
         retriever = load_model(model, download, "cpu")
-        clip, config = retriever.clip, retriever.clip.config
+        clip: Any = retriever.network
+        config = clip.config
+        if methods and not isinstance(config, ClipConfig):
+            raise ClipreelError(f"{model} is no CLIP, and the methods train CLIPs; leave --methods out")
         count = {name: sum(p.numel() for p in part.parameters()) for name, part in clip.named_children()}
         facts = {
             "model": model,

@@ -35,7 +35,7 @@ def prepare(
     """Decode the videos of a data set once, as a model wants them, so that training does not wait for them.
 
     Stopped at any point, the same command goes on where it was; videos whose file changed are made again.
-    Try `clipreel prepare demo-output/shapes --model shapes-tiny --cache my-cache`
+    Try `clipreel prepare demo-output/shapes/test --model shapes-tiny --cache my-cache`
 
     Args:
         data: JSON lines, CSV or Parquet with columns video and caption or captions (also start, end, id, split), or

@@ -1,115 +1,26 @@
-"""clipreel index, search, status, forget."""
+"""clipreel search, status, forget."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
+from clipreel.cli.output import clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever
     from clipreel.search.index import Index
-    from clipreel.search.indexer import Report
+    from clipreel.search.query import Hit, Query
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
-
-
-def index(
-    folders: Many = (),
-    /,
-    *,
-    index: str | None = None,
-    model: str | None = None,
-    download: Flag = False,
-    segments: Literal["windows", "shots", "none"] = "windows",
-    seconds: float = 8.0,
-    overlap: float = 0.5,
-    fps: float = 1.0,
-    time_limit: float = 120.0,
-    workers: int = 2,
-    device: str = "auto",
-    json: Flag = False,
-) -> int:
-    """Index folders of videos, or bring an index up to date.
-
-    Try `clipreel index demo-output/shapes --model shapes-tiny --index my-index`
-
-    Args:
-        folders: Folders or files to index; without any, those that the index knows.
-        index: Folder or object-store URI of the index (default: the platform's data folder).
-        model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
-        download: Allow the model to be fetched from the hub.
-        segments: How videos are cut into moments.
-        seconds: Length of a window.
-        overlap: Part of a window that the next one shows again, from 0 to below 1.
-        fps: Frames read per second of video.
-        time_limit: Seconds after which a file is given up.
-        workers: Files decoded at once.
-        device: Where the model runs: auto takes the GPU where there is one.
-        json: Print the report as JSON.
-    """
-    from clipreel.search.index import Index, default_place
-    from clipreel.search.indexer import facts_of, update
-    from clipreel.video.shots import Segments
-
-    if not time_limit > 0 or workers < 1:
-        raise ClipreelError(f"--time-limit {time_limit:g} and --workers {workers}: both must be above 0")
-    place = index or default_place()
-    existing = open_if_there(place)
-    roots = [os.path.abspath(f) for f in folders] or known_folders(existing)
-    cut = Segments(segments, seconds, overlap, fps)
-    retriever = load_model(model or (existing.facts["model"] if existing else DEFAULT_MODEL), download, device)
-    store = existing or Index.create(place, facts_of(retriever, cut))
-    if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
-        print(f"note: the index keeps {described(store.facts['segments'])}; use another --index", file=sys.stderr)
-    line = Progress("indexing")
-
-    def progress(done: int, total: int, report: Report) -> None:
-        line(done, total, f"{clock(report.video_s)} of video")
-
-    gone = [] if folders else [r for r in roots if not os.path.exists(r)]
-    there = [r for r in roots if r not in gone]
-    report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
-    report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
-    return told(report, place, roots, json)
-
-
-def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
-    """Prints what indexing did; returns the exit code."""
-    if json:
-        print(dump({**vars(report), "index": place}))
-    else:
-        spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
-        print(
-            f"indexed {report.indexed} videos ({clock(report.video_s)}, {report.vectors} vectors), "
-            f"moved {report.moved}, forgot {report.forgotten}, unchanged {report.unchanged}; {spent}; index at {place}"
-        )
-    for path, warning in report.warnings:
-        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
-    skipped(report.skipped)
-    nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
-    if nothing and not report.skipped:
-        raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
-    return (2 if nothing else 1) if report.skipped else 0
-
-
-def described(segments: dict) -> str:
-    """How an index cuts videos."""
-    from clipreel.video.shots import Segments
-
-    how = Segments(**segments)
-    return f"{how.mode} of {how.seconds:g} s, overlap {how.overlap:g}, {how.fps:g} frames/s"
 
 
 def search(
@@ -128,8 +39,12 @@ def search(
     max_duration: float = float("inf"),
     after: float = 0.0,
     before: float = float("inf"),
+    rerank: str | None = None,
+    candidates: int = 50,
     model: str | None = None,
+    adapter: str | None = None,
     device: str = "auto",
+    tag: Many = (),
     json: Flag = False,
     open: Flag = False,
     exact: Flag = False,
@@ -153,8 +68,13 @@ def search(
         max_duration: Only videos at most this long, in seconds.
         after: Only moments that end after this second.
         before: Only moments that begin before this second.
+        rerank: What orders the best hits anew: folder of a head or of an ALPRO, mean, top_frames, soft_frames, or alpro
+            for the model of the index.
+        candidates: How many hits it looks at.
         model: The model, where it lies elsewhere than when the index was made.
+        adapter: The adapter of the index, where it lies elsewhere.
         device: Where the model runs: auto takes the GPU where there is one.
+        tag: Only videos with this tag (see clipreel tag); may be given several times.
         json: One JSON object per line and nothing else.
         open: Play the first hit at its moment.
         exact: Compare with every vector even where the index has an approximate index.
@@ -178,8 +98,22 @@ def search(
     )
     if not (query.texts or image or video):
         raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
-    searcher = Searcher(store, load_model(model or store.facts["model"], False, device), exact)
-    hits = searcher.search(query, k)
+    lies = adapter or store.facts.get("adapter")
+    retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
+    searcher = Searcher(store, retriever, exact)
+    wanted = k if rerank is None else max(k, candidates)
+    if tag:
+        from clipreel.search.tags import read_tags, tagged
+
+        allowed = tagged(read_tags(store), tag)
+        every = searcher.search(query, max(len(store.list_files()), k))
+        hits = [hit for hit in every if hit.path in allowed][:wanted]
+    else:
+        hits = searcher.search(query, wanted)
+    failed: list[tuple[str, str]] = []
+    if rerank is not None:
+        hits, failed = reranked(hits, query, retriever, store, rerank, candidates, device)
+        hits = hits[:k]
     for rank, hit in enumerate(hits, 1):
         if json:
             print(hit.to_json())
@@ -190,7 +124,34 @@ def search(
         return 2
     if open:
         play(hits[0].path, hits[0].start_s)
-    return 0
+    skipped(failed)
+    return 1 if failed else 0
+
+
+def reranked(
+    hits: list[Hit], query: Query, model: Retriever, store: Index, source: str, candidates: int, device: str
+) -> tuple[list[Hit], list[tuple[str, str]]]:
+    """The first candidates in a new order and the others behind them; and files that could not be read again."""
+    from clipreel.adapter import is_alpro
+
+    if candidates < 1:
+        raise ClipreelError(f"{candidates} candidates: give at least 1 (--candidates)")
+    first, rest = hits[:candidates], hits[candidates:]
+    failed: list[tuple[str, str]] = []
+    if source == "alpro" or is_alpro(source):
+        from clipreel.alpro.retriever import AlproRetriever
+        from clipreel.search.reread import reread
+
+        judge = model if source == "alpro" else load_model(source, False, device)
+        if not isinstance(judge, AlproRetriever):
+            raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
+        first, failed = reread(first, " ".join(query.texts), judge)
+    else:
+        from clipreel.head_files import with_head
+        from clipreel.search.rerank import Reranker
+
+        first = Reranker(store, with_head(model, source))(query, first)
+    return [*first, *rest], failed
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:
@@ -212,6 +173,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     facts = {
         "index": store.place,
         "model": store.facts["model"],
+        "adapter": store.facts.get("adapter"),
         "space": store.facts["space"],
         "segments": store.facts["segments"],
         "folders": store.facts.get("roots", []),
@@ -224,7 +186,8 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     if json:
         print(dump(facts))
         return 1 if bad else 0
-    print(f"index    {store.place}\nmodel    {facts['model']} (space {facts['space']})")
+    with_adapter = f" with {shown(facts['adapter'])}" if facts["adapter"] else ""
+    print(f"index    {store.place}\nmodel    {facts['model']}{with_adapter} (space {facts['space']})")
     print(f"folders  {', '.join(map(shown, facts['folders'])) or 'none known'}")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
     print(f"vectors  {facts['vectors']} (segments: {described(store.facts['segments'])})")
@@ -233,10 +196,18 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     return 1 if bad else 0
 
 
+def described(segments: dict) -> str:
+    """How an index cuts videos."""
+    from clipreel.video.shots import Segments
+
+    how = Segments(**segments)
+    return f"{how.mode} of {how.seconds:g} s, overlap {how.overlap:g}, {how.fps:g} frames/s"
+
+
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take files or folders out of an index. The videos themselves are not touched.
 
-    Try `clipreel forget demo-output/shapes/test-rest-001a.mp4 --index my-index`
+    Try `clipreel forget demo-output/shapes/test/test-rest-001a.mp4 --index my-index`
 
     Args:
         paths: Files or folders in the index.
@@ -244,6 +215,7 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
     """
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import unremember
+    from clipreel.search.rerank import FrameStore
 
     store = Index(index or default_place())
     with store.writing():
@@ -253,29 +225,53 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
                 f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it"
             )
         store.remove(found)
+        if store.facts.get("frames"):
+            FrameStore(store).sweep()
     print(f"forgot {len(found)} files")
     return 0
 
 
-def known_folders(store: Index | None) -> list[str]:
-    """The folders that an index was made of."""
-    roots = store.facts.get("roots", []) if store else []
-    if not roots:
-        where = f"the index at {store.place} remembers none" if store else "there is no index yet"
-        raise ClipreelError(f"name a folder to index, e.g. clipreel index ~/Videos ({where})")
-    return list(roots)
+def engine_of(index: Index | None) -> str:
+    """What computed the videos of an index."""
+    return "torch" if index is None else index.facts.get("engine", "torch").partition("/")[0]
 
 
-def load_model(name: str, download: bool, device: str) -> Retriever:
-    """The model of a command; its warnings go to standard error."""
-    from clipreel.retriever import load
+def load_model(
+    name: str, download: bool, device: str, adapter: str | Path | None = None, engine: str = "torch"
+) -> Retriever:
+    """The model of a command, with its adapter; its warnings go to standard error."""
+    from clipreel.adapter import is_alpro, load, with_adapter
 
-    retriever = load(name, download=download, device=device)
+    int8 = engine == "int8"
+    if int8 and adapter:
+        raise ClipreelError("the int8 engine computes the base alone: leave out --engine int8 or --adapter")
+    if is_alpro(name) and (int8 or adapter):
+        raise ClipreelError(f"{name} is an ALPRO, which takes neither an adapter nor --engine int8; leave it out")
+    retriever = load(name, download=download, device="cpu" if int8 and device == "auto" else device)
+    if int8:
+        from clipreel.int8 import enable
+
+        retriever = enable(retriever)
     for warning in retriever.warnings:
         print(f"note: {warning}", file=sys.stderr)
     if name == "shapes-tiny" and sys.stderr.isatty():
         print("note: shapes-tiny knows only the shapes world; for real videos use a CLIP (--model)", file=sys.stderr)
-    return retriever
+    return with_adapter(retriever, adapter) if adapter else retriever
+
+
+def check_helps(adapter: str, unhelpful: bool) -> None:
+    """An adapter that was compared and did not help is not taken unless the user says so."""
+    from clipreel.adapter import read_config
+
+    config = read_config(adapter)
+    gain = config.metrics.get("overall_gain", {}).get("value", 0.0)
+    if config.helped is False and not unhelpful:
+        raise ClipreelError(
+            f"the adapter {shown(adapter)} did not help on its held-out pairs ({gain:+.1f} points over six recalls), "
+            "so the base is better: leave --adapter out, or say --unhelpful to take it all the same"
+        )
+    if config.helped is None:
+        print(f"note: nothing shows that the adapter {shown(adapter)} helps; clipreel tune compares", file=sys.stderr)
 
 
 def open_if_there(place: str) -> Index | None:

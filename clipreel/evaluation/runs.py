@@ -122,9 +122,9 @@ def evaluate_vectors(
         split_hash=split_hash([s.id for s in samples]),
         frames=f"{frames} {model.sampling.kind}",
         resolution=model.preprocess.size,
-        tokens=model.clip.config.context,  # with those of the method itself: they are part of what is compared
+        tokens=model.tokens,
         tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
-        base=model.fingerprint[:12],
+        base=model.fingerprint[:12] + ("" if model.engine is None else f" in {model.engine_name}"),
         adapter=model.adapter[:12],
     )
     return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax)

@@ -118,10 +118,10 @@ class Index:
         new.db = new._connect()
         have = set(new._names())
         if "facts" not in have and not new._rows(have):
-            width = vector_schema(facts["embed_dim"])
+            for name, schema in (("files", file_schema()), ("vectors", vector_schema(facts["embed_dim"]))):
+                mode = "overwrite" if name in have else "create"  # empty, of an interrupted `create`
+                new.guard(lambda n=name, s=schema, m=mode: new.db.create_table(n, schema=s, mode=m))
             rows = pa.Table.from_pylist(fact_rows({**facts, "schema": SCHEMA}))
-            new.guard(lambda: new.db.create_table("files", schema=file_schema(), mode="overwrite"))
-            new.guard(lambda: new.db.create_table("vectors", schema=width, mode="overwrite"))
             new.guard(lambda: new.db.create_table("facts", rows, exist_ok=True))
         return cls(place, new.db)  # the same connection: memory:// lives in it
 

@@ -20,6 +20,7 @@ from clipreel.errors import ClipreelError
 from clipreel.search.ann import refresh
 from clipreel.search.index import File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
+from clipreel.search.rerank import FrameStore
 from clipreel.search.vectors import vectors_of
 from clipreel.video.decode import Stream, stream_frames
 from clipreel.video.many import stream_many
@@ -55,9 +56,12 @@ def file_id(found: Found, mark: str) -> str:
 
 def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
     """What an index must know of its vectors."""
+    base = model.base_name
     return {
         "space": model.space,
-        "model": os.path.abspath(model.name) if os.path.exists(model.name) else model.name,
+        "model": os.path.abspath(base) if os.path.exists(base) else base,
+        **({"adapter": model.adapter_folder} if model.adapter_folder else {}),
+        "engine": model.engine_name,
         "embed_dim": model.embed_dim,
         "segments": segments.to_dict(),
         "sampling": model.sampling.to_dict(),
@@ -67,9 +71,13 @@ def facts_of(model: Retriever, segments: Segments) -> dict[str, Any]:
 def check_space(index: Index, model: Retriever) -> None:
     """Vectors of two models never meet: ClipreelError when the model is not the one of the index."""
     if index.facts["space"] != model.space:
+        mine, theirs, adapter = model.engine_name, index.facts.get("engine", "torch"), index.facts.get("adapter")
+        use = f"--model {index.facts['model']}" + (f" --adapter {adapter}" if adapter else "")
+        use += "" if mine == theirs else f" --engine {theirs.partition('/')[0]}"
         raise ClipreelError(
-            f"the index at {index.place} was made with {index.facts['model']} (space {index.facts['space']}), and "
-            f"{model.name} has space {model.space}: use --model {index.facts['model']}, or another --index"
+            f"the index at {index.place} was made with {index.facts['model']} (engine {theirs}, space "
+            f"{index.facts['space']}), and {model.name} (engine {mine}) has space {model.space}: use {use}, or another "
+            "--index"
         )
 
 
@@ -106,6 +114,8 @@ def update(
             _bookkeep(index, changes, report)
             _add(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
+        if index.facts.get("frames"):
+            FrameStore(index).sweep()
         refresh(index, model)
     return report
 
@@ -172,6 +182,7 @@ def _add(
     by_path = {Path(found.path): (found, mark) for found, mark in changes.new}
     how = segments.sampling(model.sampling)
     read = partial(stream_frames, sampling=how, timeout_s=timeout_s, transform=model.preprocess.pixels)
+    store = FrameStore(index) if index.facts.get("frames") else None
     files: list[File] = []
     rows: list[dict[str, Any]] = []
     total = len(by_path)
@@ -179,7 +190,7 @@ def _add(
         found, mark = by_path[path]
         row = File(file_id(found, mark), found.path, found.size, found.mtime_ns, mark)
         try:
-            made = _encode(model, segments, video, report)
+            made = _encode(model, segments, video, store is not None, report)
         except DecodeError as e:
             files.append(replace(row, reason=e.reason))
             report.skipped.append((found.path, e.reason))
@@ -193,6 +204,8 @@ def _add(
             report.warnings += [(found.path, w) for w in stream.warnings]
         if len(files) >= STORE_EVERY or done == total:
             started = time.perf_counter()
+            if store is not None:
+                store.put(rows)
             index.put(files, rows)
             if done % TIDY_EVERY == 0:
                 index.tidy()
@@ -202,13 +215,13 @@ def _add(
 
 
 def _encode(
-    model: Retriever, segments: Segments, video: Stream | DecodeError, report: Report
+    model: Retriever, segments: Segments, video: Stream | DecodeError, keep_frames: bool, report: Report
 ) -> tuple[Stream, list[dict[str, Any]]]:
     """The vectors of a video, with the time spent. Raises DecodeError."""
     if isinstance(video, DecodeError):
         raise video
     started = time.perf_counter()
-    vectors = vectors_of(model, segments, video)
+    vectors = vectors_of(model, segments, video, keep_frames)
     report.seconds["encode"] += time.perf_counter() - started - video.waited_s
     report.seconds["decode"] += video.decode_s
     return video, vectors

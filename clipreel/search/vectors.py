@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from clipreel.heads import mean_pool
 from clipreel.search.index import LEVELS
 from clipreel.video.decode import Stream
 from clipreel.video.shots import Cutter, Part, Segments
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
 MOST_FRAMES = 64  # of one forward pass
 
 
-def vectors_of(model: Retriever, segments: Segments, video: Stream) -> list[dict[str, Any]]:
+def vectors_of(model: Retriever, segments: Segments, video: Stream, keep_frames: bool = False) -> list[dict[str, Any]]:
     """One row of the whole video (from evenly spread frames) and one of each segment. Raises DecodeError.
 
-    Held are the frames of the segments that are not whole yet, those that show the whole video, and one batch.
+    `keep_frames` adds what the vectors are made of: `frames` (T, E) float16, before any normalisation. Held are the
+    frames of the segments that are not whole yet, those that show the whole video, and one batch.
     """
     cutter = Cutter(segments, video.info.duration_s)
     whole = spread(video.count, model.sampling.frames)
@@ -49,12 +49,13 @@ def vectors_of(model: Retriever, segments: Segments, video: Stream) -> list[dict
         gone = cutter.oldest
     take(cutter.close())
     encoder.add(whole, held)
-    *others, first = encoder.vectors()
+    *others, first = encoder.stacks()
     times = [(0.0, video.info.duration_s), *((start_s, end_s) for start_s, end_s, _ in parts)]
     rows = []
-    for n, ((start_s, end_s), vector) in enumerate(zip(times, [first, *others], strict=True)):
-        level = LEVELS.index("segment" if n else "video")
-        rows.append({"level": level, "start_s": start_s, "end_s": end_s, "vector": vector.cpu().numpy()})
+    for n, ((start_s, end_s), stack) in enumerate(zip(times, [first, *others], strict=True)):
+        level, vector = LEVELS.index("segment" if n else "video"), model.pool(stack[None])[0].cpu().numpy()
+        row = {"level": level, "start_s": start_s, "end_s": end_s, "vector": vector}
+        rows.append({**row, "frames": stack.half().cpu().numpy()} if keep_frames else row)
     return rows
 
 
@@ -63,11 +64,13 @@ class Encoder(Protocol):
 
     def add(self, chosen: Sequence[int], held: dict[int, Tensor]) -> None: ...
 
-    def vectors(self) -> list[Tensor]: ...
+    def stacks(self) -> list[Tensor]:
+        """For each `add` what the tower makes of its frames, (T, E)."""
+        ...
 
 
 class Pooled:
-    """For a model that means frames: each is encoded once, however many segments share it."""
+    """For a model that encodes each frame by itself: once, however many segments share it."""
 
     def __init__(self, model: Retriever) -> None:
         self.model = model
@@ -83,14 +86,13 @@ class Pooled:
                 if len(self.waiting) == MOST_FRAMES:
                     self._encode()
 
-    def vectors(self) -> list[Tensor]:
+    def stacks(self) -> list[Tensor]:
         self._encode()
-        return [mean_pool(torch.stack([self.done[i] for i in chosen])[None])[0] for chosen in self.chosen]
+        return [torch.stack([self.done[i] for i in chosen]) for chosen in self.chosen]
 
     def _encode(self) -> None:
         if self.waiting:
-            pixels = self.model.preprocess.normalise(torch.cat(list(self.waiting.values())))
-            self.done |= zip(self.waiting, self.model.encode_frames(pixels[None])[0], strict=True)
+            self.done |= zip(self.waiting, raw(self.model, list(self.waiting.values())), strict=True)
             self.waiting = {}
 
 
@@ -102,11 +104,15 @@ class Jointly:
         self.made: list[Tensor] = []
 
     def add(self, chosen: Sequence[int], held: dict[int, Tensor]) -> None:
-        pixels = self.model.preprocess.normalise(torch.cat([held[i] for i in chosen]))
-        self.made.append(self.model.encode_video(pixels[None])[0])
+        self.made.append(raw(self.model, [held[i] for i in chosen]))
 
-    def vectors(self) -> list[Tensor]:
+    def stacks(self) -> list[Tensor]:
         return self.made
+
+
+def raw(model: Retriever, frames: list[Tensor]) -> Tensor:
+    """What the tower makes of frames, each (1, 3, n, n) -> (T, E), before any normalisation."""
+    return model.encode_frames(model.preprocess.normalise(torch.cat(frames))[None], normalize=False)[0]
 
 
 def spread(n: int, frames: int) -> list[int]:

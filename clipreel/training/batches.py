@@ -7,6 +7,7 @@ number of processes share one global batch by rows. order.py says which captions
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,8 @@ class Batch:
 
     `frames` (B, T, 3, H, W) uint8, normalised later on the device; `ids` (B, L) int64 tokens; `groups` (B,) int64,
     equal where the video is the same, so that its captions are equally right; `names` the sample ids, for messages;
-    `frame_mask` (B, T) is False where a short video repeats its last frame, None where no video is short.
+    `frame_mask` (B, T) is False where a short video repeats its last frame, None where no video is short. `beside`
+    holds other pixels and texts of the same videos, row by row (one frame and its caption).
     """
 
     frames: Tensor
@@ -40,6 +42,7 @@ class Batch:
     groups: Tensor
     names: tuple[str, ...]
     frame_mask: Tensor | None = None
+    beside: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,7 +51,8 @@ class Batch:
         """Some of the rows, as views."""
         part = slice(start, stop)
         mask = None if self.frame_mask is None else self.frame_mask[part]
-        return Batch(self.frames[part], self.ids[part], self.groups[part], self.names[part], mask)
+        beside = None if self.beside is None else self.beside.rows(start, stop)
+        return Batch(self.frames[part], self.ids[part], self.groups[part], self.names[part], mask, beside)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on a device; does not wait for the copy where the memory is pinned."""
@@ -59,7 +63,8 @@ class Batch:
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         mask = None if self.frame_mask is None else move(self.frame_mask)
-        return Batch(move(self.frames), move(self.ids), move(self.groups), self.names, mask)
+        beside = None if self.beside is None else self.beside._each(move)
+        return Batch(move(self.frames), move(self.ids), move(self.groups), self.names, mask, beside)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,41 @@ class Augment:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-class Loader:
+class Batches(ABC):
+    """What training takes: the batch of every step, as a pure function of the step. Epochs have `steps_per_epoch`."""
+
+    steps_per_epoch: int
+    ahead = 2
+
+    @abstractmethod
+    def batch_rows(self, step: int) -> int:
+        """Rows of the global batch."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """The rows of this process; the same whenever and wherever it is asked for."""
+
+    def stream(self, start: int, stop: int) -> Generator[tuple[int, Batch, float], None, None]:
+        """Steps start..stop-1 as (step, batch, seconds waited for it), built ahead in threads."""
+        todo = iter(range(start, stop))
+        jobs: deque[tuple[int, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(self.ahead, thread_name_prefix="batches") as pool:
+            try:
+                began = time.perf_counter()
+                jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, self.ahead))
+                while jobs:
+                    step, job = jobs.popleft()
+                    made = job.result()
+                    waited = time.perf_counter() - began
+                    jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, 1))
+                    yield step, made, waited
+                    began = time.perf_counter()
+            finally:
+                for _, job in jobs:
+                    job.cancel()
+
+
+class Loader(Batches):
     """Batches in an order, with frames from a cache or any other mapping from sample id to uint8 (T, 3, H, W).
 
     `tokenize` turns texts into ids (N, L), once and up front. The global batch has the rows that `order` gives a step;
@@ -136,6 +175,7 @@ class Loader:
         self.order, self.samples, self.frames_of = order, order.samples, frames_of
         self.augment, self.rank, self.world = augment or Augment(), rank, world
         self.ahead, self.pinned = max(ahead, 1), pin
+        self.steps_per_epoch = order.steps_per_epoch
         counts, stored = self._stored()
         self.sampling = sampling or Sampling("middles", max(counts))
         if not self.sampling.by_index:
@@ -163,10 +203,6 @@ class Loader:
             if shape[1:] != (3, size, size) or not shape[0]:
                 raise ClipreelError(f"the frames of {s.id!r} have shape {shape}; expected (T, 3, {size}, {size})")
         return [shape[0] for shape in shapes], size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
 
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch; the last one of an epoch may be shorter."""
@@ -207,22 +243,3 @@ class Loader:
             picked = torch.from_numpy(np.take(stored, padded, axis=0))
             out_T3HW.copy_(self.augment(picked, self.size, np.random.default_rng([*key, AUGMENT])))
         return len(chosen)
-
-    def stream(self, start: int, stop: int) -> Generator[tuple[int, Batch, float], None, None]:
-        """Steps start..stop-1 as (step, batch, seconds waited for it), built ahead in threads."""
-        todo = iter(range(start, stop))
-        jobs: deque[tuple[int, Future[Batch]]] = deque()
-        with ThreadPoolExecutor(self.ahead, thread_name_prefix="batches") as pool:
-            try:
-                began = time.perf_counter()
-                jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, self.ahead))
-                while jobs:
-                    step, job = jobs.popleft()
-                    made = job.result()
-                    waited = time.perf_counter() - began
-                    jobs.extend((s, pool.submit(self.batch, s)) for s in islice(todo, 1))
-                    yield step, made, waited
-                    began = time.perf_counter()
-            finally:
-                for _, job in jobs:
-                    job.cancel()

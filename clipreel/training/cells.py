@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,24 @@ from clipreel.training.tuning import TuneConfig
 
 @dataclass(frozen=True)
 class Cell:
-    """How a cell is trained, and what the paper printed for it: measure -> value, for both directions."""
+    """How a cell is trained, and what was printed for it: measure -> value, for both directions, and for text to video
+    after dual softmax. What is not known is left out; `unverified` names those recalled from no source at hand."""
 
     name: str
     config: TuneConfig
     t2v: dict[str, float]
     v2t: dict[str, float]
     source: str
+    dual_softmax: dict[str, float] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+
+
+WAYS = ("t2v", "v2t", "dual_softmax")
+
+
+def printed(columns: list[str], target: dict[str, list[float | None]], way: str) -> dict[str, float]:
+    row = dict(zip(columns, target.get(way, [None] * len(columns)), strict=True))
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def cells(path: Path) -> dict[str, Cell]:
@@ -31,9 +42,12 @@ def cells(path: Path) -> dict[str, Cell]:
         columns, source, shared = data["columns"], data["source"], data["config"]
         found = {}
         for name, cell in data["cells"].items():
-            target = {way: dict(zip(columns, cell["target"][way], strict=True)) for way in ("t2v", "v2t")}
+            strange = set(cell["target"]) - set(WAYS) | set(cell.get("unverified", ())) - set(cell["target"])
+            if strange or not cell["target"]["t2v"]:
+                raise ValueError(f"cell {name}: targets are {', '.join(WAYS)}, not {', '.join(sorted(strange))}")
+            target = {way: printed(columns, cell["target"], way) for way in WAYS}
             config = build(TuneConfig, merge(shared, cell["config"]), f"{path}, cell {name}")
-            found[name] = Cell(name, config, **target, source=source)
+            found[name] = Cell(name, config, **target, source=source, unverified=tuple(cell.get("unverified", ())))
         return found
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as e:
         raise ClipreelError(f"{path} is no table of cells ({type(e).__name__}: {e})") from e

@@ -18,7 +18,8 @@ from clipreel.evaluation.metrics import Result
 from clipreel.evaluation.report import protocol
 from clipreel.evaluation.runs import shapes_bound
 from clipreel.training.config import as_dict
-from clipreel.training.tuning import SHAPES, TuneConfig, read_config
+from clipreel.training.pairs import SHAPES
+from clipreel.training.tuning import TuneConfig, read_config
 
 MEASURES = ("R@1", "R@5", "R@10")
 RUN = "from clipreel.cli import entry; entry()"

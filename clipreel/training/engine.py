@@ -32,7 +32,7 @@ from clipreel.training.plots import plot_run
 from clipreel.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from clipreel.training.batches import Batch, Loader
+    from clipreel.training.batches import Batch, Batches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_TO_CHANGE = ("log_every", "checkpoint_every")  # between a run and its resumption
@@ -95,7 +95,7 @@ class LossScale:
 
 def fit(
     recipe: Recipe,
-    loader: Loader,
+    loader: Batches,
     config: TrainConfig,
     folder: Path,
     *,
@@ -133,7 +133,7 @@ class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        loader: Loader,
+        loader: Batches,
         config: TrainConfig,
         folder: Path,
         validator: Validator | None,

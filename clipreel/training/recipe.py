@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import mean_pool, unit
-from clipreel.losses import contrastive
+from clipreel.heads import Head, mean_pool, unit
+from clipreel.losses import TWO, contrastive, paired, pairs, two_named
 from clipreel.sites import Tuner
 from clipreel.training.distributed import gather_features, gather_rows
 from clipreel.video.transforms import Preprocess
@@ -69,11 +69,12 @@ class Recipe(ABC):
 
 
 class RetrievalRecipe(Recipe):
-    """Symmetric contrastive training of the mean over frames: VoP, CLIP4Clip meanP and the methods compared with them.
+    """Contrastive training of one vector per video and text: VoP, CLIP4Clip meanP, the fine-tuning of CLIP-ViP.
 
     Trains the parameters of the tuner, and the logit scale with `train_scale`, which never rises above `max_scale`.
     With `train_base` it trains the backbone in place instead (full tuning whose weights are sharded over processes).
-    `same_video` "right" shares the target among captions of one video; "wrong" takes them for negatives, as the papers.
+    `loss` is a name in losses.TWO. `same_video` "right" shares the target among captions of one video; "wrong" takes
+    them for negatives, as the papers, and as all losses but contrastive and v-s do in any case.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class RetrievalRecipe(Recipe):
         max_scale: float = 100.0,
         same_video: str = "right",
         train_base: bool = False,
+        loss: str = "contrastive",
     ) -> None:
         if same_video not in ("right", "wrong"):
             raise ClipreelError(f"same_video {same_video!r}: allowed are right, wrong")
         if train_base and any(True for _ in tuner.parameters()):
             raise ClipreelError("train_base trains the backbone itself; give it no tuner with parameters")
         self.clip, self.tuner, self.preprocess = clip.requires_grad_(train_base), tuner, preprocess
+        self.loss = two_named(loss)
         self.same_video, self.train_base, self.max_log = same_video, train_base, math.log(max_scale)
         # the base is never written, so the scale that is clamped is a copy, unless the tuner brings its own
         own = tuner.overrides.get("logit_scale")
@@ -117,12 +120,21 @@ class RetrievalRecipe(Recipe):
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
         scale = self.log_scale.exp()
+        return {self.loss: self.video_text(features, groups, scale)}, self.report(features, groups, scale)
+
+    def video_text(self, features: Tensors, groups: Tensor, scale: Tensor) -> Tensor:
         right = groups if self.same_video == "right" else None
-        loss = contrastive(features["text"], features["video"], scale, right)
-        with torch.no_grad():
-            best = (features["text"] @ features["video"].T).argmax(1)
-            hit = (groups[best] == groups).float().mean()
-        return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
+        if self.loss == "contrastive":
+            return contrastive(features["text"], features["video"], scale, right)
+        if self.loss == "v-s":
+            return pairs(features["text"], features["video"], scale, right)
+        return TWO[self.loss](features["video"], features["text"], scale)
+
+    @torch.no_grad()
+    def report(self, features: Tensors, groups: Tensor, scale: Tensor) -> Tensors:
+        best = (features["text"] @ features["video"].T).argmax(1)
+        hit = (groups[best] == groups).float().mean()
+        return {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -133,3 +145,42 @@ class RetrievalRecipe(Recipe):
 
     def recompute(self) -> None:
         self.clip.vision.checkpointing = self.clip.text.checkpointing = True
+
+
+class HeadRecipe(RetrievalRecipe):
+    """The same over the scores of a head, which is trained with the tuner; `Tuner()` leaves CLIP as it is.
+
+    Scores that are no cosines (tightTransf) go into the loss as they are. With `train_base` CLIP is trained as well,
+    as in CLIP4Clip and X-Pool; give its tensors a smaller learning rate by a rule on their names.
+    """
+
+    def __init__(self, clip: Clip, tuner: Tuner, preprocess: Preprocess, head: Head, **options: Any) -> None:
+        super().__init__(clip, tuner, preprocess, **options)
+        self.head = head.requires_grad_(True)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return super().trained() | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def encode(self, batch: Batch) -> Tensors:
+        """`frames` (B, T, E) and `text` (B, E) as CLIP projects them, float32, and the `mask` (B, T) if there is one.
+
+        The mask is uint8, because not every way between processes takes truth values.
+        """
+        pixels = self.preprocess.normalise(batch.frames)
+        frames = self.clip.encode_video(pixels, self.tuner, batch.frame_mask)
+        found = {"frames": frames.float(), "text": self.clip.encode_text(batch.ids, self.tuner).float()}
+        if batch.frame_mask is not None and frames.shape[1] == pixels.shape[1]:
+            found["mask"] = batch.frame_mask.to(torch.uint8)
+        return found
+
+    def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
+        scale, mask = self.log_scale.exp(), features.get("mask")
+        scores = self.head(features["text"], features["frames"], None if mask is None else mask.bool())
+        logits = scale * scores if self.head.cosine else scores
+        loss = paired(logits, groups if self.same_video == "right" else None)
+        hit = (groups[scores.argmax(1)] == groups).float().mean()
+        return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
+
+    def train(self, on: bool) -> None:
+        super().train(on)
+        self.head.train(on)

@@ -1,7 +1,7 @@
 """Trains the built-in model: a small CLIP, from scratch, on stills of the shapes world only.
 
-`python -m clipreel.training.shapes_tiny --out FOLDER` (about half an hour on 2 cores) writes the model in HF layout
-with a model card whose figures it measures on the files it wrote.
+`python -m clipreel.training.shapes_tiny --out FOLDER` (an hour on one core, about 35 minutes on two) writes the model
+in HF layout, with a model card whose figures it measures on the files it wrote.
 """
 
 from __future__ import annotations

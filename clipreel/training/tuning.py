@@ -1,20 +1,17 @@
 """Tuning a base to pairs of videos and captions, from the files to an adapter with its before and after.
 
-Three parts of the data never meet: pairs that are trained on, pairs that choose the weights, and held-out pairs that
-the comparison is made on. All captions and all parts of one video stay on one side.
+The weights are chosen on one part of the data and compared on another, neither of which is trained on (pairs.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +22,6 @@ from clipreel.adapter import digest, fill, load, save_adapter, trained, write
 from clipreel.data.cache import FrameCache, prepare
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
-from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval, gain, overall, recalls, verdict
 from clipreel.evaluation.metrics import Result
@@ -38,37 +34,22 @@ from clipreel.training.config import TrainConfig, as_dict, override, read, to_ya
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.order import Order
+from clipreel.training.pairs import DataConfig, Pairs, read_pairs
 from clipreel.training.recipe import Recipe, RetrievalRecipe
+from clipreel.training.starting import start_from
 from clipreel.tuners import build, method, options
 
-SHAPES = "shapes"
 BATCH = 16  # videos encoded at once while measuring
 Frames = Mapping[str, np.ndarray]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where pairs come from. `path` is "shapes" (the shapes world), or what `read_samples` reads.
-
-    Splits are named (`train`, `validation`, `held_out`) where the file has a split column, else drawn by the shares
-    `validation_share` and `held_out_share`. `general` is a second set that must not get worse.
-    """
-
-    path: str = ""
-    videos: str | None = None
-    train: str | None = None
-    validation: str | None = None
-    held_out: str | None = None
-    validation_share: float = 0.1
-    held_out_share: float = 0.2
-    general: str | None = None
-
-
-@dataclass(frozen=True)
 class TuneConfig:
     """Everything that a tuned adapter depends on. `options` change the preset of the `method`; `lr` None takes the
-    method's own; `order` says which captions meet in a batch; `random_frames` draws one frame of each part."""
+    method's own; `order` says which captions meet in a batch; `random_frames` draws one frame of each part; `loss` is
+    a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start` is
+    an adapter of the method, or a released checkpoint of it, to go on from."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
@@ -79,18 +60,12 @@ class TuneConfig:
     order: Literal["distinct", "pairs", "opposites"] = "distinct"
     random_frames: bool = False
     augment: Augment = field(default_factory=Augment)
+    loss: str = "contrastive"
+    max_scale: float = 100.0
+    pixels: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
     lr: float | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known."""
-
-    train: list[Sample]
-    validation: list[Sample]
-    held_out: list[Sample]
-    opposite_of: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,42 +108,6 @@ class Tuned:
     general: Compared | None
     facts: dict[str, Any]
     skipped: list[tuple[str, str]]
-
-
-def shapes_pairs(folder: Path, seed: int = 0) -> Pairs:
-    """The shapes world as video files below a folder."""
-    made = ShapesWorld(seed)
-    train, validation, held_out = (made.write_videos(folder / split, split) for split in ("train", "val", "test"))
-    opposite = {i.id: i.opposite for i in made.videos("train") if i.opposite is not None}
-    return Pairs(train, validation, held_out, opposite)
-
-
-def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
-    """The three parts. Raises ClipreelError where one of them would be empty."""
-    if not config.path:
-        raise ClipreelError("there is no data to tune on; give a file of videos and captions, or shapes")
-    if config.path == SHAPES:
-        return shapes_pairs(scratch / "shapes")
-    rows = partial(read_samples, config.path, config.videos)
-    names = [name for name in (config.train, config.validation, config.held_out) if name]
-    if names:
-        if len(names) < 3:
-            raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
-        train, validation, held_out = (rows(split=name) for name in names)
-        return Pairs(train, validation, held_out)
-    parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
-    for sample in rows():
-        # by the video's name, so that a set that grows keeps its sides, and all parts of a video stay together
-        draw = int.from_bytes(hashlib.blake2b(os.fsencode(sample.video.name), digest_size=4).digest(), "big") / 2**32
-        held = draw < config.held_out_share
-        parts[2 if held else 1 if draw < config.held_out_share + config.validation_share else 0].append(sample)
-    for part, what in zip(parts, ("trained on", "used for validation", "held out"), strict=True):
-        if len({s.video for s in part}) < 2:
-            raise ClipreelError(
-                f"{config.path} holds {sum(map(len, parts))} videos, and {len(part)} of them would be {what}: give "
-                "more videos, or other shares (data.held_out_share, data.validation_share)"
-            )
-    return Pairs(*parts)
 
 
 def cached(
@@ -288,11 +227,13 @@ def tune(
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     rate, chosen = method(config.method).rate, resolved(config)
-    base = base or load(config.model, device=device, download=download)
+    base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     torch.manual_seed(config.train.seed)
     tuner = build(config.method, base.clip, chosen).to(base.device)
-    recipe = RetrievalRecipe(base.clip, tuner, base.preprocess)
+    if config.start is not None:
+        start_from(tuner, base, config.method, config.start)
+    recipe = RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
     keep = config.frames * (3 if config.random_frames else 1)
     everything = [*pairs.train, *pairs.validation, *pairs.held_out]
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
@@ -346,6 +287,16 @@ def tune(
         write(folder / "config.yaml", to_yaml(config).encode())
     before = plain(base, config)
     return Tuned(adapter, before, after, pairs, frames, outcome, compared, stamped[1], general, facts, skipped)
+
+
+def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
+    """The base with some values of its pixel recipe changed. Raises ClipreelError for one that it does not have."""
+    try:
+        pixels = replace(base.preprocess, **changes)
+    except TypeError as e:
+        allowed = ", ".join(base.preprocess.to_dict())
+        raise ClipreelError(f"pixels: {', '.join(changes)} do not all fit ({e}); allowed are {allowed}") from e
+    return base.adapted(base.tuner, adapter=base.adapter, preprocess=pixels) if changes else base
 
 
 def at(result: Result, selection: str) -> Result:

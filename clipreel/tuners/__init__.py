@@ -10,9 +10,15 @@ from typing import Any
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import Tuner
+from clipreel.tuners.adaptformer import AdaptFormer, AdaptFormerConfig
+from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
+from clipreel.tuners.convpass import Convpass, ConvpassConfig
+from clipreel.tuners.cross_modal import CrossModal, CrossModalConfig
 from clipreel.tuners.lora import Lora, LoraConfig
+from clipreel.tuners.mv_adapter import MvAdapter, MvAdapterConfig
 from clipreel.tuners.overriding import Overriding, OverridingConfig
-from clipreel.tuners.parallel import Parallel, ParallelConfig
+from clipreel.tuners.patch_3d import Patch3d, Patch3dConfig
+from clipreel.tuners.st_adapter import StAdapter, StAdapterConfig
 from clipreel.tuners.vop import Vop, VopConfig
 
 
@@ -38,6 +44,10 @@ def _base(about: str, rate: float, **preset: Any) -> Method:
     return Method(about, Overriding, OverridingConfig, preset, identity=True, rate=rate)
 
 
+def _adaptformer(about: str, **preset: Any) -> Method:
+    return Method(about, AdaptFormer, AdaptFormerConfig, preset, identity=True, rate=3e-4)
+
+
 TUNERS: Mapping[str, Method] = {
     "vop": _vop("prompts in every layer of both towers"),
     "vop_p": _vop("VoP, half of the prompts per frame position", general=4, position=4, temporal=True),
@@ -50,15 +60,50 @@ TUNERS: Mapping[str, Method] = {
     "vpt": _vop("prompts in the video tower only (VPT, deep)", prefix=0),
     "coop": _vop("prompts before the words only (CoOp)", general=0, prefix=16, text_layers=(0,)),
     "text_prompts": _vop("the text half of VoP", general=0),
+    "clip_vip": Method("video proxies, and every tensor of the base", ClipVip, ClipVipConfig, temporal=True, rate=1e-6),
+    "clip_vip_joint": Method(
+        "CLIP-ViP's comparison: one proxy, all tokens see all",
+        ClipVip,
+        ClipVipConfig,
+        {"proxies": 1, "attention": "joint"},
+        temporal=True,
+        rate=1e-6,
+    ),
     "full": _base("every tensor of the base", 1e-6, what="full"),
-    "bias": _base("every bias of the base", 1e-4, what="bias"),
+    "bias": _base("every bias of the base (BitFit)", 1e-4, what="bias"),
     "proj": _base("both projections", 1e-4, what="proj"),
     "partial": _base("the last blocks of both towers", 1e-5, what="partial"),
-    "adapter_attn": Method(
-        "bottlenecks beside attention", Parallel, ParallelConfig, {"branch": "attn"}, True, rate=3e-4
+    "adapter_attn": _adaptformer("bottlenecks beside attention", branch="attn"),
+    "adapter_ffn": _adaptformer("bottlenecks beside the MLP (AdaptFormer, parallel)", branch="ffn"),
+    "adaptformer_seq": _adaptformer("bottlenecks behind the MLP (AdaptFormer, sequential)", form="sequential"),
+    "convpass": Method("convolutions over patches beside both branches", Convpass, ConvpassConfig, {}, True, rate=3e-4),
+    "st_adapter": Method(
+        "convolutions over time before the MLP", StAdapter, StAdapterConfig, {}, True, temporal=True, rate=3e-4
     ),
-    "adapter_ffn": Method("bottlenecks beside the MLP", Parallel, ParallelConfig, {"branch": "ffn"}, True, rate=3e-4),
+    "st_adapter_24x": Method(
+        "convolutions over time before attention and the MLP",
+        StAdapter,
+        StAdapterConfig,
+        {"places": ("attn", "mlp")},
+        True,
+        temporal=True,
+        rate=3e-4,
+    ),
+    "cross_modal": Method(
+        "bottlenecks that the towers share in part (Cross-Modal Adapter)", CrossModal, CrossModalConfig, rate=3e-4
+    ),
+    "mv_adapter": Method(
+        "MV-Adapter: bottlenecks over time and words, tied between the towers",
+        MvAdapter,
+        MvAdapterConfig,
+        identity=True,
+        temporal=True,
+        rate=3e-4,
+    ),
     "lora": Method("low-rank updates of q and v", Lora, LoraConfig, identity=True, rate=3e-4),
+    "patch_3d": Method(
+        "patches over three frames (CLIP4Clip)", Patch3d, Patch3dConfig, identity=True, temporal=True, rate=1e-4
+    ),
 }
 
 

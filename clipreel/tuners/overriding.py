@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.sites import Overrides, Tuner
+from clipreel.sites import NOTHING, Layered, Overrides, Tuner
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class OverridingConfig:
 
     what: str = "full"
     blocks: int = 1
+
+
+def is_bias(name: str) -> bool:
+    return name.endswith(".bias")
 
 
 def chosen(c: OverridingConfig, clip: Clip) -> Callable[[str], bool]:
@@ -36,7 +40,7 @@ def chosen(c: OverridingConfig, clip: Clip) -> Callable[[str], bool]:
 
     rules: dict[str, Callable[[str], bool]] = {
         "full": lambda name: True,
-        "bias": lambda name: name.endswith(".bias"),
+        "bias": is_bias,
         "proj": lambda name: name in ("vision.head", "text.head"),
         "partial": late,
     }
@@ -58,3 +62,15 @@ class Overriding(Tuner):
     def merged(self, clip: Clip) -> dict[str, Tensor]:
         """Base tensors that, put into the base, make this tuner superfluous."""
         return {name: tensor.detach() for name, tensor in self.overrides.items()}
+
+
+class WithBiases(Layered):
+    """Layers beside which every bias of the base is trained too, as MV-Adapter's released code does for all methods."""
+
+    def __init__(self, clip: Clip, biases: bool) -> None:
+        super().__init__()
+        self.base = Overrides(clip, is_bias) if biases else None
+
+    @property
+    def overrides(self) -> Mapping[str, Tensor]:
+        return NOTHING if self.base is None else self.base.by_name

@@ -97,6 +97,15 @@ def alpro_random(n: int, frames: int, rng: Rng) -> Indices:
     return np.sort(rng.choice(n, frames, replace=False))
 
 
+def alpro_headtail(n: int, frames: int, rng: Rng) -> Indices:
+    """ALPRO's pre-training: half of the frames drawn from each half of the video; ValueError when there are too few."""
+    head, tail = frames // 2, frames - frames // 2
+    if n // 2 < head or n - n // 2 < tail:
+        raise ValueError(f"alpro_headtail needs {frames} different frames, half of them in each half; there are {n}")
+    first = np.sort(rng.choice(n // 2, head, replace=False)) if head else np.zeros(0, np.int64)
+    return np.concatenate([first, n // 2 + np.sort(rng.choice(n - n // 2, tail, replace=False))])
+
+
 BY_INDEX: dict[str, Callable[[int, int], Indices]] = {
     "middles": middles,
     "mv_adapter": mv_adapter,
@@ -109,6 +118,7 @@ BY_INDEX_RANDOM: dict[str, Callable[[int, int, Rng], Indices]] = {
     "tsn_random_index": tsn_random,
     "clip_vip_jitter": clip_vip,
     "alpro_random": alpro_random,
+    "alpro_headtail": alpro_headtail,
 }
 BY_TIME = ("uniform", "tsn_random", "rate", "cover", "keyframes")
 KINDS = (*BY_TIME, *BY_INDEX, *BY_INDEX_RANDOM)

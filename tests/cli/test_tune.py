@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import clipreel
-from clipreel.adapter import read_config
+from clipreel.adapter import read_config, verdict
 from clipreel.cli import main
 from clipreel.data.shapes import ShapesWorld
+from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
+from clipreel.search.index import Index
+from clipreel.search.indexer import check_space
 from clipreel.training.comparing import Spread
 
 SHORT = (
@@ -261,3 +264,31 @@ def test_counts_of_methods_on_a_model_and_an_architecture(capsys: pytest.Capture
     assert found["full"]["paper"] == 119_826_432
     assert main(["info", "shapes-tiny", "--methods"]) == 0
     assert "by the paper" in capsys.readouterr().out
+
+
+def test_an_index_with_an_adapter(lora: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The index remembers it, the base does not meet its vectors, and one that did not help waits to be asked for."""
+    place, adapter = str(tmp_path / "index"), tmp_path / "adapter"
+    shutil.copytree(lora / "adapter", adapter)
+    verdict(adapter, False, {"overall_gain": {"value": -1.5}})
+    command = ["index", str(films), "--model", "shapes-tiny", "--adapter", str(adapter), "--index", place]
+    assert main(command) == 2
+    assert "did not help on its held-out pairs (-1.5 points" in capsys.readouterr().err
+    assert main([*command, "--unhelpful"]) == 0
+    assert main(["index", str(films), "--index", place]) == 0
+    assert "unchanged 32" in capsys.readouterr().out
+    assert main(["search", "a red circle moves to the left", "--index", place, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert Path(first["path"]).parent == films
+    assert main(["status", "--index", place]) == 0
+    assert f"with {adapter}" in capsys.readouterr().out
+    assert main(["index", str(films), "--index", place, "--model", "shapes-tiny", "--adapter", str(lora / "none")]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+    assert main(["evaluate", str(films), "--model", "shapes-tiny", "--adapter", str(adapter)]) == 0
+    assert "shapes-tiny + lora" in capsys.readouterr().out
+    shutil.rmtree(adapter)
+    assert main(["search", "a red circle", "--index", place]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+    assert main(["search", "a red circle", "--index", place, "--adapter", str(lora / "adapter")]) == 0
+    with pytest.raises(ClipreelError, match=r"use --model shapes-tiny --adapter"):
+        check_space(Index(place), clipreel.load("shapes-tiny", device="cpu"))

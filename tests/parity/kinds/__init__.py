@@ -7,7 +7,10 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-KINDS = ("alpro", "clip", "clip4clip", "clip_vip", "metrics", "preprocess", "tokenizer", "vop")
+KINDS = (
+    *("alpro", "clip", "clip4clip", "clip_vip", "metrics", "mv_adapter", "petl", "preprocess", "tokenizer", "vop"),
+    "xpool",
+)
 
 
 def checker(kind: str) -> Callable[[Path], None]:

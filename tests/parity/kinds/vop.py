@@ -13,7 +13,7 @@ from clipreel.adapter import fill
 from clipreel.checkpoints import Loaded, name_table, translate
 from clipreel.clip import Clip
 from clipreel.heads import mean_pool, unit
-from clipreel.official import VOP_PROMPTS, vop_config, vop_tensors
+from clipreel.official.vop import VOP_PROMPTS, vop_config, vop_tensors
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tokenizer import Tokenizer
 from clipreel.training.batches import Batch

@@ -1,0 +1,152 @@
+"""CLIP-ViP's video encoder with three ways of attention: our two fused calls, the released way, all tokens jointly.
+
+`python benchmarks/clip_vip.py [--threads N] [--rounds R] [--frames 4 8 12 32] [--patch 32] [--device cpu]
+[--dtype float32]` -> results/clip_vip_DEVICE_DTYPE_PATCH.json. Forward and training steps of the whole tower, and one
+layer's attention with its gradients, interleaved in one run. Memory is the peak on a GPU, and on a CPU what a training
+step keeps for its backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from machine import describe, in_turns, save, summary
+from torch import Tensor
+
+from clipreel.clip import Clip
+from clipreel.patterns import Layout
+from clipreel.sites import LayerTuner
+from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
+from clipreel.tuners.counting import ARCHITECTURES
+
+WAYS = ("ours", "released way", "joint")
+KINDS = ("forward", "training", "attention")
+
+
+def released_way(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Proxy keys repeated for every frame, batched products and a softmax of stored scores (specification 2.2)."""
+    heads, M, T, L = q.shape[2], *layout[:3]
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # one batch of videos and heads
+    q = q * q.shape[-1] ** -0.5
+
+    def repeated(x: Tensor) -> Tensor:
+        shared = x[:, :M].unsqueeze(1).repeat(1, T, 1, 1)
+        return torch.cat([shared, x[:, M:].unflatten(1, (T, L))], 2).flatten(0, 1)
+
+    scores = torch.bmm(q[:, M:].reshape(-1, L, q.shape[-1]), repeated(k).transpose(1, 2))
+    patches = torch.bmm(scores.softmax(-1), repeated(v)).reshape(len(q), T * L, -1)
+    proxies = torch.bmm(torch.bmm(q[:, :M], k.transpose(1, 2)).softmax(-1), v)
+    return torch.cat([proxies, patches], 1).unflatten(0, (-1, heads)).transpose(1, 2)
+
+
+def tuners(clip: Clip, frames: int, device: str) -> dict[str, ClipVip]:
+    """The same encoder three times; `joint` has the same tokens and lets all see all."""
+    torch.manual_seed(1)
+    made = {w: ClipVip(clip, ClipVipConfig(frames=frames, train_base=False)).to(device) for w in WAYS[:2]}
+    made["joint"] = ClipVip(clip, ClipVipConfig(frames=frames, train_base=False, attention="joint")).to(device)
+    for tuner in made.values():
+        tuner.load_state_dict(made["ours"].state_dict())
+    made["released way"].sites = LayerTuner()
+    made["released way"].sites.attend = released_way
+    return made
+
+
+def settled(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def kept_bytes(step: Callable[[], object], device: str) -> int:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    seen: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        step()
+    return sum(seen.values())
+
+
+def measure(clip: Clip, frames: int, videos: int, rounds: int, device: str, dtype: torch.dtype) -> dict[str, object]:
+    pixels = torch.randn(videos, frames, 3, clip.config.image_size, clip.config.image_size, device=device)
+    cast = partial(torch.autocast, device, dtype, enabled=dtype != torch.float32)
+    made = tuners(clip, frames, device)
+
+    def forward(tuner: ClipVip) -> Tensor:
+        with torch.inference_mode(), cast():
+            z = clip.encode_video(pixels, tuner)
+        settled(device)
+        return z
+
+    def training(tuner: ClipVip) -> None:
+        with cast():
+            z = clip.encode_video(pixels, tuner)
+        z.float().square().sum().backward()
+        clip.zero_grad(set_to_none=True)
+        tuner.zero_grad(set_to_none=True)
+        settled(device)
+
+    side, width = clip.config.image_size // clip.config.patch, clip.config.vision.width
+    layout = Layout(4, frames, side * side)
+    heads = (videos, layout.length, clip.config.vision.heads, width // clip.config.vision.heads)
+    qkv = [torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+    def attention(tuner: ClipVip) -> None:
+        attend = tuner.sites.attend
+        assert attend is not None
+        torch.autograd.grad(attend(*qkv, layout).sum(), qkv)
+        settled(device)
+
+    same = {n: forward(made[n]).float() for n in WAYS[:2]}
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(same["ours"], same["released way"], atol=tolerance, rtol=tolerance)
+    kinds: dict[str, Callable[[ClipVip], object]] = dict(zip(KINDS, (forward, training, attention), strict=True))
+    times = in_turns({f"{k} {w}": partial(step, made[w]) for k, step in kinds.items() for w in WAYS}, rounds)
+    found: dict[str, object] = {"times": summary(times)}
+    found["bytes"] = {w: kept_bytes(partial(training, made[w]), device) for w in WAYS}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--videos", type=int, default=1)
+    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 12, 32])
+    parser.add_argument("--patch", type=int, choices=(16, 32), default=32)
+    parser.add_argument("--layers", type=int, default=12, help="fewer for a trial run")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    config = ARCHITECTURES[f"ViT-B/{args.patch}"]
+    clip = Clip(replace(config, vision=replace(config.vision, layers=args.layers))).to(args.device)
+    result: dict[str, object] = {"machine": describe("torch"), "arguments": vars(args)}
+    if args.device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+    for frames in args.frames:
+        found = measure(clip, frames, args.videos, args.rounds, args.device, getattr(torch, args.dtype))
+        result[f"{frames} frames"] = found
+        best = {n: t["best_s"] for n, t in found["times"].items()}
+        for kind in KINDS:
+            ratios = (f"{best[f'{kind} {w}'] / best[f'{kind} ours']:.2f} x {w}" for w in WAYS[1:])
+            print(f"{frames:3} frames, {kind:9}: {1000 * best[f'{kind} ours']:8.1f} ms, faster than", *ratios)
+        print(f"{'':12}memory   :", ", ".join(f"{w} {n / 2**20:.0f} MiB" for w, n in found["bytes"].items()))
+    save(f"clip_vip_{args.device}_{args.dtype}_b{args.patch}", result)
+
+
+if __name__ == "__main__":
+    main()

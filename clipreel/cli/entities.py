@@ -1,0 +1,178 @@
+"""clipreel entities, tag, ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from clipreel.cli.output import clock, shown
+from clipreel.errors import ClipreelError
+
+if TYPE_CHECKING:
+    from clipreel.alpro.retriever import AlproRetriever
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+def entities(
+    captions: Path,
+    /,
+    *,
+    out: Path = Path("entities.txt"),
+    most: int = 1000,
+    tagger: Literal["auto", "spacy", "places"] = "auto",
+    json: Flag = False,
+) -> int:
+    """Mine the most frequent nouns of captions: the vocabulary of tags, and of ALPRO's prompter.
+
+    Try `clipreel entities demo-output/shapes/annotations.jsonl --most 10`
+
+    Args:
+        captions: Annotations (JSON lines, CSV, Parquet), or a text file with a caption on each line.
+        out: Where words and counts are written.
+        most: How many words.
+        tagger: How nouns are told: spacy, or places (by where words stand); auto takes spaCy where it is installed.
+        json: Print words and counts as JSON.
+    """
+    import json as js
+
+    from clipreel.data.entities import mine, write_entities
+    from clipreel.data.readers import read_samples
+
+    if captions.suffix == ".txt":
+        try:
+            texts = [line for line in captions.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as e:
+            raise ClipreelError(f"{captions} cannot be read as UTF-8 ({e})") from e
+    else:
+        texts = [c for s in read_samples(captions, check_files=False) for c in s.captions]
+    found = mine(texts, most, tagger)
+    write_entities(out, found)
+    if json:
+        print(js.dumps({"file": str(out), "captions": len(texts), "entities": dict(found)}))
+    else:
+        print(f"{len(found)} nouns of {len(texts)} captions: {', '.join(w for w, _ in found[:10])} ...  ({out})")
+    return 0
+
+
+def tag(
+    words: Path | None = None,
+    /,
+    *,
+    index: str | None = None,
+    model: str | None = None,
+    prompts: str = "plain",
+    most: int = 3,
+    least: float = 0.2,
+    device: str = "auto",
+    json: Flag = False,
+) -> int:
+    """Tag every indexed video and segment with words of a vocabulary; search takes them as --tag.
+
+    Try `clipreel tag entities.txt --index my-index`
+
+    Args:
+        words: A vocabulary, one word on each line (see clipreel entities); without it, the stored tags are shown.
+        index: Folder or URI of the index (default: the platform's data folder).
+        model: The model, where it lies elsewhere than when the index was made.
+        prompts: The sentences that words are put into: plain, video, image or single.
+        most: At most so many tags for each moment.
+        least: Least probability of a tag.
+        device: Where the model runs: auto takes the GPU where there is one.
+        json: One JSON object per tag and nothing else.
+    """
+    import json as js
+
+    from clipreel.alpro.prompter import read_entities
+    from clipreel.cli.search import load_model
+    from clipreel.search import tags
+    from clipreel.search.index import Index, default_place
+
+    store = Index(index or default_place())
+    if words is None:
+        found = tags.read_tags(store)
+    else:
+        vocabulary = read_entities(words)
+        retriever = load_model(model or store.facts["model"], False, device)
+        found = tags.tag(store, retriever, vocabulary, which=prompts, most=most, least=least)
+    if json:
+        for t in found:
+            print(js.dumps(vars(t)))
+        return 0
+    for word, videos in tags.facets(found):
+        print(f"{videos:6d}  {word}")
+    print(f"{len(found)} tags in {len({t.path for t in found})} videos; use them: clipreel search ... --tag WORD")
+    return 0
+
+
+def ask(
+    video: str,
+    question: str,
+    /,
+    *,
+    model: str,
+    k: Annotated[int, Parameter(name=["-k", "--answers"])] = 5,
+    start: float | None = None,
+    end: float | None = None,
+    picture: Path | None = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> int:
+    """Answer a question about a video, out of the answers that the model knows.
+
+    Try `clipreel ask demo-output/shapes/test-rest-001a.mp4 "what colour is it?" --model my-alpro`
+
+    Args:
+        video: A video file.
+        question: What to ask.
+        model: Folder of an ALPRO that was tuned on questions and answers.
+        k: How many answers.
+        start: Look only at the part from this second.
+        end: Look only at the part up to this second.
+        picture: Write a PNG that shows on the frames where entities are seen (needs a model with an entity head).
+        device: Where the model runs: auto takes the GPU where there is one.
+        json: Print the answers as JSON.
+    """
+    import json as js
+
+    from clipreel.video.decode import read_frames
+
+    retriever = load_asking(model, device)
+    frames = read_frames(video, retriever.sampling, start_s=start, end_s=end, transform=retriever.preprocess.pixels)
+    pixels = retriever.preprocess.normalise(frames.pixels)[None]
+    found = retriever.ask(pixels, question, k)
+    if picture is not None:
+        draw_evidence(retriever, frames.pixels, question, picture)
+    if json:
+        rows = [{"answer": a, "probability": round(p, 6)} for a, p in found]
+        print(js.dumps({"video": video, "question": question, "answers": rows}))
+    else:
+        print(f"{shown(video)} ({clock(frames.info.duration_s)})")
+        for answer, p in found:
+            print(f"{p:6.1%}  {answer}")
+    return 0
+
+
+def load_asking(model: str, device: str) -> AlproRetriever:
+    from clipreel.alpro.retriever import AlproRetriever
+    from clipreel.cli.search import load_model
+
+    retriever = load_model(model, False, device)
+    if not isinstance(retriever, AlproRetriever):
+        raise ClipreelError(f"{model} is a CLIP, which answers no questions; give the folder of an ALPRO as --model")
+    return retriever
+
+
+def draw_evidence(model: AlproRetriever, frames: object, question: str, file: Path) -> None:
+    """The three entities that are surest at some patch, drawn on the frames."""
+    import torch
+
+    from clipreel.alpro.picture import drawn
+
+    assert isinstance(frames, torch.Tensor)
+    heat = model.evidence(model.preprocess.normalise(frames)[None], question).cpu()
+    best = heat.flatten(0, 1).amax(0).topk(min(3, heat.shape[-1])).indices.tolist()
+    names = model.entities or [f"entity {i}" for i in range(heat.shape[-1])]
+    drawn(frames, [(names[i], heat[..., i]) for i in best]).save(file)

@@ -1,0 +1,96 @@
+"""The three parts of a data set that never meet: trained on, choosing the weights, and held out for the comparison.
+
+All captions and all parts of one video stay on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipreel.data.readers import read_samples
+from clipreel.data.sample import Sample
+from clipreel.data.shapes import ShapesWorld
+from clipreel.errors import ClipreelError
+
+SHAPES = "shapes"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs come from. `path` is "shapes" (the shapes world), or what `read_samples` reads.
+
+    Splits are named (`train`, `validation`, `held_out`) where the file has a split column, else drawn by the shares
+    `validation_share` and `held_out_share`. `limit` trains on the first so many videos only. `general` is a second set
+    that must not get worse.
+    """
+
+    path: str = ""
+    videos: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    held_out: str | None = None
+    validation_share: float = 0.1
+    held_out_share: float = 0.2
+    limit: int | None = None
+    general: str | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    held_out: list[Sample]
+    opposite_of: Mapping[str, str] | None = None
+
+
+def shapes_pairs(folder: Path, seed: int = 0, limit: int | None = None) -> Pairs:
+    """The shapes world as video files below a folder, at most `limit` of them for training."""
+    made = ShapesWorld(seed)
+    counts = {"train": limit, "val": None, "test": None}
+    train, validation, held_out = (made.write_videos(folder / split, split, n) for split, n in counts.items())
+    there = {s.id for s in train}
+    opposite = {i.id: i.opposite for i in made.videos("train") if i.id in there and i.opposite in there}
+    return Pairs(train, validation, held_out, opposite)
+
+
+def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
+    """The three parts. Raises ClipreelError where one of them would be empty."""
+    if not config.path:
+        raise ClipreelError("there is no data to tune on; give a file of videos and captions, or shapes")
+    if config.limit is not None and config.limit < 2:
+        raise ClipreelError(f"data.limit {config.limit}: train on at least 2 videos")
+    if config.path == SHAPES:
+        return shapes_pairs(scratch / "shapes", limit=config.limit)
+    names = [name for name in (config.train, config.validation, config.held_out) if name]
+    if len(names) not in (0, 3):
+        raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
+    pairs = named(config, names) if names else drawn(config)
+    return replace(pairs, train=pairs.train[: config.limit])
+
+
+def named(config: DataConfig, splits: Sequence[str]) -> Pairs:
+    """The parts that a split column names."""
+    train, validation, held_out = (read_samples(config.path, config.videos, split=name) for name in splits)
+    return Pairs(train, validation, held_out)
+
+
+def drawn(config: DataConfig) -> Pairs:
+    """The parts by shares. The side follows from the video's name, so a set that grows keeps its sides."""
+    parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
+    for sample in read_samples(config.path, config.videos):
+        draw = int.from_bytes(hashlib.blake2b(os.fsencode(sample.video.name), digest_size=4).digest(), "big") / 2**32
+        held = draw < config.held_out_share
+        parts[2 if held else 1 if draw < config.held_out_share + config.validation_share else 0].append(sample)
+    for part, what in zip(parts, ("trained on", "used for validation", "held out"), strict=True):
+        if len({s.video for s in part}) < 2:
+            raise ClipreelError(
+                f"{config.path} holds {sum(map(len, parts))} videos, and {len(part)} of them would be {what}: give "
+                "more videos, or other shares (data.held_out_share, data.validation_share)"
+            )
+    return Pairs(*parts)
