@@ -18,7 +18,8 @@ import torch
 from machine import describe, save
 
 from clipreel.video import decode
-from clipreel.video.decode import Clock, read_frames, scan
+from clipreel.video.decode import read_frames
+from clipreel.video.packets import Clock, scan
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 

@@ -22,7 +22,9 @@ from clipreel.data.shapes import ShapesWorld
 from clipreel.retriever import Retriever
 from clipreel.training.batches import Augment, Loader
 from clipreel.training.order import Order
-from clipreel.video.decode import DecodeError, read_frames, read_many
+from clipreel.video.decode import read_frames
+from clipreel.video.many import read_many
+from clipreel.video.packets import DecodeError
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 

@@ -12,7 +12,7 @@ from clipreel.data.shapes import ShapesWorld
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.metrics import evaluate
-from clipreel.video.decode import DecodeError
+from clipreel.video.packets import DecodeError
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from clipreel.cli import (
     entities,
     evaluate,
     export,
+    index,
     info,
     post_pretrain,
     prepare,
@@ -33,7 +34,7 @@ app = App(
 )
 for verb in (
     demo.demo,
-    search.index,
+    index.index,
     search.search,
     search.status,
     search.forget,

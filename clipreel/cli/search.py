@@ -1,18 +1,17 @@
-"""clipreel index, search, status, forget."""
+"""clipreel search, status, forget."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
+from clipreel.cli.output import clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
@@ -22,96 +21,6 @@ if TYPE_CHECKING:
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
-
-
-def index(
-    folders: Many = (),
-    /,
-    *,
-    index: str | None = None,
-    model: str | None = None,
-    adapter: str | None = None,
-    unhelpful: Flag = False,
-    download: Flag = False,
-    segments: Literal["windows", "shots", "none"] = "windows",
-    seconds: float = 8.0,
-    fps: float = 1.0,
-    time_limit: float = 120.0,
-    workers: int = 2,
-    frames: Flag = False,
-    device: str = "auto",
-    engine: Literal["torch", "int8"] | None = None,
-    json: Flag = False,
-) -> int:
-    """Index folders of videos, or bring an index up to date.
-
-    Try `clipreel index demo-output/shapes/test --model shapes-tiny --index my-index`
-
-    Args:
-        folders: Folders or files to index.
-        index: Folder or object-store URI of the index (default: the platform's data folder).
-        model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
-        adapter: Folder of an adapter on the model (default: that of the index).
-        unhelpful: Take the adapter although it did not help on its held-out pairs.
-        download: Allow the model to be fetched from the hub.
-        segments: How videos are cut into moments.
-        seconds: Length of a window.
-        fps: Frames read per second of video.
-        time_limit: Seconds after which a file is given up.
-        workers: Files decoded at once.
-        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
-        device: Where the model runs: auto takes the GPU where there is one.
-        engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
-        json: Print the report as JSON.
-    """
-    from clipreel.search.index import Index, default_place
-    from clipreel.search.indexer import Report, facts_of, update
-    from clipreel.search.rerank import FACT, FrameStore
-    from clipreel.video.shots import Segments
-
-    if not folders:
-        raise ClipreelError("name a folder to index, e.g. clipreel index ~/Videos")
-    place = index or default_place()
-    existing = open_if_there(place)
-    name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
-    if adapter and not existing:
-        check_helps(adapter, unhelpful)
-    adapter = adapter or (
-        existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
-    )
-    if existing and frames:
-        FrameStore(existing)  # refuses an index that was made without
-    retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
-    facts = facts_of(retriever, Segments(segments, seconds, 0.5, fps)) | (FACT if frames else {})
-    store = existing or Index.create(place, facts)
-    line = Progress("indexing")
-
-    def progress(done: int, total: int, report: Report) -> None:
-        line(done, total, f"{clock(report.video_s)} of video")
-
-    report = update(
-        store,
-        retriever,
-        [os.path.abspath(f) for f in folders],
-        timeout_s=time_limit,
-        workers=workers,
-        progress=progress,
-    )
-    if json:
-        print(dump({**vars(report), "index": place}))
-    else:
-        spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
-        print(
-            f"indexed {report.indexed} videos ({clock(report.video_s)}, {report.vectors} vectors), "
-            f"moved {report.moved}, forgot {report.forgotten}, unchanged {report.unchanged}; {spent}; index at {place}"
-        )
-    for path, warning in report.warnings:
-        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
-    skipped(report.skipped)
-    nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
-    if nothing and not report.skipped:
-        raise ClipreelError(f"no video files below {', '.join(folders)}; nothing was indexed")
-    return (2 if nothing else 1) if report.skipped else 0
 
 
 def search(
@@ -254,7 +163,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
-    from clipreel.search.ann import described
+    from clipreel.search import ann
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -267,6 +176,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         "adapter": store.facts.get("adapter"),
         "space": store.facts["space"],
         "segments": store.facts["segments"],
+        "folders": store.facts.get("roots", []),
         "videos": len(good),
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
@@ -276,14 +186,22 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     if json:
         print(dump(facts))
         return 1 if bad else 0
-    cut = store.facts["segments"]
     with_adapter = f" with {shown(facts['adapter'])}" if facts["adapter"] else ""
     print(f"index    {store.place}\nmodel    {facts['model']}{with_adapter} (space {facts['space']})")
+    print(f"folders  {', '.join(map(shown, facts['folders'])) or 'none known'}")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
-    print(f"vectors  {facts['vectors']} (segments: {cut['mode']} of {cut['seconds']:g} s, {cut['fps']:g} frames/s)")
-    print(f"search   {described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
+    print(f"vectors  {facts['vectors']} (segments: {described(store.facts['segments'])})")
+    print(f"search   {ann.described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0
+
+
+def described(segments: dict) -> str:
+    """How an index cuts videos."""
+    from clipreel.video.shots import Segments
+
+    how = Segments(**segments)
+    return f"{how.mode} of {how.seconds:g} s, overlap {how.overlap:g}, {how.fps:g} frames/s"
 
 
 def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
@@ -296,17 +214,20 @@ def forget(paths: tuple[str, ...], /, *, index: str | None = None) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
     """
     from clipreel.search.index import Index, default_place
+    from clipreel.search.indexer import unremember
     from clipreel.search.rerank import FrameStore
 
     store = Index(index or default_place())
-    found = [k for path in paths for k in store.known(path)]
-    if not found:
-        raise ClipreelError(f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it")
     with store.writing():
-        store.remove({k.id for k in found})
+        found = {k.id for path in paths for k in store.known(path)}
+        if not unremember(store, paths) and not found:
+            raise ClipreelError(
+                f"nothing in the index lies at {', '.join(map(shown, paths))}; clipreel status shows it"
+            )
+        store.remove(found)
         if store.facts.get("frames"):
             FrameStore(store).sweep()
-    print(f"forgot {len({k.id for k in found})} files")
+    print(f"forgot {len(found)} files")
     return 0
 
 
@@ -355,18 +276,12 @@ def check_helps(adapter: str, unhelpful: bool) -> None:
 
 def open_if_there(place: str) -> Index | None:
     """The index at a place, None where nothing was made yet; a damaged one is an error."""
-    from clipreel.search.index import Index
+    from clipreel.search.index import Index, NoIndex
 
-    if "://" not in place and not (os.path.isdir(place) and os.listdir(place)):
+    try:
+        return Index(place)
+    except NoIndex:
         return None
-    if "://" in place:
-        try:
-            return Index(place)
-        except ClipreelError as e:
-            if "tables: none" in str(e):
-                return None
-            raise
-    return Index(place)
 
 
 def dump(data: dict) -> str:

@@ -31,7 +31,9 @@ from clipreel.data.shards import (
     stat_of,
 )
 from clipreel.errors import ClipreelError
-from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
+from clipreel.video.decode import Frames, read_frames
+from clipreel.video.many import read_many
+from clipreel.video.packets import DecodeError
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from clipreel.evaluation.report import Rows, lines
-from clipreel.video.decode import DecodeError, read_frames
+from clipreel.video.decode import read_frames
+from clipreel.video.packets import DecodeError
 from clipreel.video.sampling import Sampling
 
 STYLE = Path(__file__).with_name("gallery.css")

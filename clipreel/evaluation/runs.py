@@ -16,7 +16,9 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result, evaluate, measures
 from clipreel.evaluation.protocol import Stamp, split_hash
 from clipreel.evaluation.ranks import order_blind
-from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
+from clipreel.video.decode import Frames, read_frames
+from clipreel.video.many import read_many
+from clipreel.video.packets import DecodeError
 
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever

@@ -70,17 +70,25 @@ def text_of(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+class NoIndex(ClipreelError):
+    """Nothing was made at a place yet, or making it was interrupted before anything was stored."""
+
+
 class Index:
     """An index that exists, or is made by `create`."""
 
     def __init__(self, place: str | Path, db: Any = None) -> None:
         self.place, self.local = located(place)
         if self.local and not os.path.isdir(self.place):
-            raise ClipreelError(f"there is no index at {self.place}; make one with: clipreel index FOLDER")
+            raise NoIndex(f"there is no index at {self.place}; make one with: clipreel index FOLDER")
         self.db = db or self._connect()
         names = set(self._names())
-        if not names and not self.local:
-            raise ClipreelError(f"there is no index at {self.place}; make one with: clipreel index FOLDER --index URI")
+        if not names and (not self.local or not os.listdir(self.place)):
+            raise NoIndex(
+                f"there is no index at {self.place}; make one with: clipreel index FOLDER --index {self.place}"
+            )
+        if names and "facts" not in names and not self._rows(names):  # the facts are written last
+            raise NoIndex(f"making the index at {self.place} was interrupted; run clipreel index FOLDER again")
         if not {"facts", "files", "vectors"} <= names:
             raise ClipreelError(
                 f"{self.place} is not a whole clipreel index (tables: {', '.join(sorted(names)) or 'none'}); "
@@ -109,10 +117,11 @@ class Index:
                 raise ClipreelError(f"no index can be made at {new.place} ({e.strerror}); give another --index") from e
         new.db = new._connect()
         have = set(new._names())
-        if "facts" not in have and "vectors" not in have:
+        if "facts" not in have and not new._rows(have):
+            for name, schema in (("files", file_schema()), ("vectors", vector_schema(facts["embed_dim"]))):
+                mode = "overwrite" if name in have else "create"  # empty, of an interrupted `create`
+                new.guard(lambda n=name, s=schema, m=mode: new.db.create_table(n, schema=s, mode=m))
             rows = pa.Table.from_pylist(fact_rows({**facts, "schema": SCHEMA}))
-            new.guard(lambda: new.db.create_table("files", schema=file_schema(), exist_ok=True))
-            new.guard(lambda: new.db.create_table("vectors", schema=vector_schema(facts["embed_dim"]), exist_ok=True))
             new.guard(lambda: new.db.create_table("facts", rows, exist_ok=True))
         return cls(place, new.db)  # the same connection: memory:// lives in it
 
@@ -124,6 +133,10 @@ class Index:
     def _names(self) -> list[str]:
         found = self.guard(lambda: self.db.list_tables())
         return list(getattr(found, "tables", found))
+
+    def _rows(self, names: Iterable[str]) -> int:
+        """How much is stored in the tables of these names."""
+        return sum(self.guard(lambda n=n: self.db.open_table(n).count_rows()) for n in names)
 
     def guard(self, action: Any) -> Any:
         """Runs a store operation and turns its dozen exception types into one message with a next step."""

@@ -1,27 +1,30 @@
 """Brings an index up to date with a folder: walk, decode, encode, store, and say what was left out and why.
 
-Decoding runs in threads ahead of the encoder; the four stages are timed apart. Whatever was stored before an
-interruption stays, and the next run goes on from there.
+Decoding runs in processes ahead of the encoder, which takes frames as they come; the stages are timed apart. Whatever
+was stored before an interruption stays, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from clipreel.errors import ClipreelError
 from clipreel.search.ann import refresh
-from clipreel.search.index import LEVELS, File, Index, text_of
+from clipreel.search.index import File, Index, text_of
 from clipreel.search.library import Changes, Found, compare, walk
 from clipreel.search.rerank import FrameStore
-from clipreel.video.decode import DecodeError, Frames, read_frames, read_many
+from clipreel.search.vectors import vectors_of
+from clipreel.video.decode import Stream, stream_frames
+from clipreel.video.many import stream_many
+from clipreel.video.packets import DecodeError
 from clipreel.video.shots import Segments
 
 if TYPE_CHECKING:
@@ -29,12 +32,11 @@ if TYPE_CHECKING:
 
 STORE_EVERY = 32  # files a write: small writes cost more than they protect
 TIDY_EVERY = 1024
-MOST_FRAMES = 64
 
 
 @dataclass
 class Report:
-    """What a run did. `skipped` are (path, reason); seconds per stage are sums over threads."""
+    """What a run did. `skipped` are (path, reason); seconds per stage, those of decoding summed over processes."""
 
     indexed: int = 0
     moved: int = 0
@@ -82,7 +84,7 @@ def check_space(index: Index, model: Retriever) -> None:
 def update(
     index: Index,
     model: Retriever,
-    roots: list[str],
+    roots: Sequence[str],
     *,
     timeout_s: float = 120.0,
     workers: int = 2,
@@ -101,18 +103,51 @@ def update(
             raise ClipreelError(f"{text_of(root)} cannot be read by this user; nothing was changed")
     report = Report()
     with index.writing():
+        remember(index, roots)
         index.sweep()
+        again = _more_time(index, timeout_s)
         for root in roots:
             unreadable: list[tuple[str, str]] = []
-            changes = compare(list(walk(root, unreadable)), index.known(root), unreadable)
+            known = [replace(k, mtime_ns=-1, hash="") if k.id in again else k for k in index.known(root)]
+            changes = compare(list(walk(root, unreadable)), known, unreadable)
             report.skipped += unreadable
             _bookkeep(index, changes, report)
-            _encode(index, model, changes, segments, timeout_s, workers, report, progress)
+            _add(index, model, changes, segments, timeout_s, workers, report, progress)
         index.tidy()
         if index.facts.get("frames"):
             FrameStore(index).sweep()
         refresh(index, model)
     return report
+
+
+def remember(index: Index, roots: Sequence[str]) -> None:
+    """Adds folders to those that an index is brought up to date with; one inside another is not named."""
+    known = index.facts.get("roots", [])
+    every = dict.fromkeys([*known, *(os.path.abspath(r) for r in roots)])
+    kept = [r for r in every if not any(r != other and within(r, other) for other in every)]
+    if kept != known:
+        index.set_facts(roots=kept)
+
+
+def unremember(index: Index, paths: Sequence[str]) -> int:
+    """Takes the folders at and below some paths out of those; returns how many."""
+    known = index.facts.get("roots", [])
+    kept = [r for r in known if not any(within(r, os.path.abspath(p)) for p in paths)]
+    if kept != known:
+        index.set_facts(roots=kept)
+    return len(known) - len(kept)
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _more_time(index: Index, timeout_s: float) -> set[str]:
+    """Files that took too long under a lower time limit than this: they are tried again."""
+    before = index.facts.get("time_limit", math.inf)
+    if timeout_s != before:
+        index.set_facts(time_limit=timeout_s)
+    return {f.id for f in index.list_files() if f.reason == "timeout"} if timeout_s > before else set()
 
 
 def _bookkeep(index: Index, changes: Changes, report: Report) -> None:
@@ -121,7 +156,7 @@ def _bookkeep(index: Index, changes: Changes, report: Report) -> None:
     renewed = []
     for old, found in [*changes.moved, *changes.touched]:
         row = rows[old.id]
-        renewed.append(File(**{**vars(row), "path": found.path, "size": found.size, "mtime_ns": found.mtime_ns}))
+        renewed.append(replace(row, path=found.path, size=found.size, mtime_ns=found.mtime_ns))
     index.put(renewed, [])
     index.remove(k.id for k in changes.gone)
     report.moved, report.forgotten = report.moved + len(changes.moved), report.forgotten + len(changes.gone)
@@ -134,7 +169,7 @@ def _bookkeep(index: Index, changes: Changes, report: Report) -> None:
     ]
 
 
-def _encode(
+def _add(
     index: Index,
     model: Retriever,
     changes: Changes,
@@ -144,37 +179,29 @@ def _encode(
     report: Report,
     progress: Callable[[int, int, Report], None],
 ) -> None:
-    sampling = segments.sampling(model.sampling)
     by_path = {Path(found.path): (found, mark) for found, mark in changes.new}
-
-    def read(path: Path) -> Frames:
-        started = time.thread_time()
-        try:
-            return read_frames(path, sampling, timeout_s=timeout_s, transform=model.preprocess.pixels)
-        finally:
-            report.seconds["decode"] += time.thread_time() - started
-
+    how = segments.sampling(model.sampling)
+    read = partial(stream_frames, sampling=how, timeout_s=timeout_s, transform=model.preprocess.pixels)
     store = FrameStore(index) if index.facts.get("frames") else None
     files: list[File] = []
     rows: list[dict[str, Any]] = []
     total = len(by_path)
-    for done, (path, frames) in enumerate(read_many(by_path, read, workers, ahead=2 * workers), 1):
+    for done, (path, video) in enumerate(stream_many(by_path, read, min(workers, total), timeout_s), 1):
         found, mark = by_path[path]
         row = File(file_id(found, mark), found.path, found.size, found.mtime_ns, mark)
-        if isinstance(frames, DecodeError):
-            files.append(File(**{**vars(row), "reason": frames.reason}))
-            report.skipped.append((found.path, frames.reason))
+        try:
+            made = _encode(model, segments, video, store is not None, report)
+        except DecodeError as e:
+            files.append(replace(row, reason=e.reason))
+            report.skipped.append((found.path, e.reason))
         else:
-            info = frames.info
-            row = File(**{**vars(row), "duration_s": info.duration_s, "width": info.width, "height": info.height})
-            started = time.perf_counter()
-            made = list(vectors_of(model, segments, frames, store is not None))
-            report.seconds["encode"] += time.perf_counter() - started
-            rows += [{"id": f"{row.id}/{n}", "file": row.id, **fields} for n, fields in enumerate(made)]
-            files.append(row)
+            stream, vectors = made
+            info = stream.info
+            files.append(replace(row, duration_s=info.duration_s, width=info.width, height=info.height))
+            rows += [{"id": f"{row.id}/{n}", "file": row.id, **fields} for n, fields in enumerate(vectors)]
             report.indexed, report.video_s = report.indexed + 1, report.video_s + info.duration_s
-            report.vectors += len(made)
-            report.warnings += [(found.path, w) for w in frames.warnings]
+            report.vectors += len(vectors)
+            report.warnings += [(found.path, w) for w in stream.warnings]
         if len(files) >= STORE_EVERY or done == total:
             started = time.perf_counter()
             if store is not None:
@@ -187,34 +214,14 @@ def _encode(
         progress(done, total, report)
 
 
-def vectors_of(
-    model: Retriever, segments: Segments, frames: Frames, keep_frames: bool = False
-) -> Iterator[dict[str, Any]]:
-    """One vector of the whole video (from evenly spread frames) and one of each segment; and what they are made of."""
-
-    def raw(indices: list[int]) -> torch.Tensor:
-        return model.encode_frames(model.preprocess.normalise(frames.pixels[indices])[None], normalize=False)[0]
-
-    parts = [(0.0, frames.info.duration_s, list(range(len(frames.pixels)))), *segments.cut(frames)]
-    wanted = [[inside[i] for i in spread(len(inside), model.sampling.frames)] for _, _, inside in parts]
-    if model.pools_frames:  # overlapping segments share frames: each is encoded once
-        used = sorted({i for inside in wanted for i in inside})
-        place = {i: n for n, i in enumerate(used)}
-        z = torch.cat([raw(p) for p in chunks(used)])
-        stacks = [z[[place[i] for i in inside]] for inside in wanted]
-    else:
-        stacks = [raw(p) for p in wanted]
-    for n, ((start_s, end_s, _), stack) in enumerate(zip(parts, stacks, strict=True)):
-        level, vector = LEVELS.index("segment" if n else "video"), model.pool(stack[None])[0].cpu().numpy()
-        row = {"level": level, "start_s": start_s, "end_s": end_s, "vector": vector}
-        yield {**row, "frames": stack.half().cpu().numpy()} if keep_frames else row
-
-
-def chunks(items: list[int]) -> list[list[int]]:
-    """Pieces that one forward pass takes."""
-    return [items[i : i + MOST_FRAMES] for i in range(0, len(items), MOST_FRAMES)]
-
-
-def spread(n: int, frames: int) -> list[int]:
-    """`frames` indices evenly over n, or all of them."""
-    return list(range(n)) if n <= frames else [(2 * i + 1) * n // (2 * frames) for i in range(frames)]
+def _encode(
+    model: Retriever, segments: Segments, video: Stream | DecodeError, keep_frames: bool, report: Report
+) -> tuple[Stream, list[dict[str, Any]]]:
+    """The vectors of a video, with the time spent. Raises DecodeError."""
+    if isinstance(video, DecodeError):
+        raise video
+    started = time.perf_counter()
+    vectors = vectors_of(model, segments, video, keep_frames)
+    report.seconds["encode"] += time.perf_counter() - started - video.waited_s
+    report.seconds["decode"] += video.decode_s
+    return video, vectors

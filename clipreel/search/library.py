@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -52,6 +53,9 @@ def _found(path: str, unreadable: list[tuple[str, str]]) -> Iterator[Found]:
         stat = os.stat(path)
     except OSError as e:
         unreadable.append((path, f"missing ({e.strerror})"))
+        return
+    if not S_ISREG(stat.st_mode):  # a pipe would be read without end
+        unreadable.append((path, "not-video (not a regular file)"))
         return
     yield Found(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
 

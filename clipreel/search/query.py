@@ -126,8 +126,7 @@ class Searcher:
                     f"a query of {len(text.split())} words: at most {MOST_WORDS}, and the model reads about the first "
                     f"{self.model.context - 2} tokens; say it shorter"
                 )
-        texts = [t for t in (clean(t) for t in query.texts) if t]
-        minus = [t for t in (clean(t) for t in query.minus) if t]
+        texts, minus = self._said(query.texts), self._said(query.minus)
         parts = []
         if texts:
             parts.append(self.model.encode_text(texts, strip_special=True).sum(0))
@@ -142,6 +141,12 @@ class Searcher:
         if minus:
             total = total - query.minus_weight * self.model.encode_text(minus, strip_special=True).sum(0)
         return unit(total).cpu().numpy()
+
+    def _said(self, texts: Sequence[str]) -> list[str]:
+        """The texts of which the model reads anything: blanks, control characters and special tokens are nothing."""
+        words = self.model.tokenizer
+        cleaned = [clean(t) for t in texts]
+        return [t for t in cleaned if t and (words is None or words.encode(t, strip_special=True))]
 
     def _frames(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.encode_video(self.model.preprocess.normalise(pixels)[None])[0]

@@ -1,73 +1,30 @@
 """From a video file to frames with their times: what was asked for, or one clear reason why not.
 
-Specification core.md 3.5. The file is first read packet by packet without decoding, which gives every frame's time and
-the keyframes whatever the header claims; then only what leads to the wanted frames is decoded. Frames are addressed by
-presentation time; a broken stretch costs its frames and a warning, a broken file is a DecodeError and never a blank.
+Specification core.md 3.5. Of the packets that `clipreel.video.packets` found, only what leads to the wanted frames is
+decoded. Frames are addressed by presentation time; a broken stretch costs its frames and a warning, and a broken file
+is a DecodeError and never a blank.
 """
 
 from __future__ import annotations
 
 import bisect
-import os
-import stat
-import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipreel.errors import ClipreelError
+from clipreel.video.packets import Clock, DecodeError, Packets, VideoInfo, decoded, open_video, scan
 from clipreel.video.sampling import Rng, Sampling, clip4clip
-
-av.logging.set_level(None)  # the reasons go into errors and warnings, not to the terminal
-
-Item = TypeVar("Item")
-REASONS = ("missing", "no-access", "empty", "not-video", "no-frames", "corrupt", "timeout")
-WHAT_TO_DO = {
-    "missing": "check the path",
-    "no-access": "give this user the right to read it",
-    "empty": "copy it again, it has no bytes",
-    "not-video": "leave it out, there is no video stream in it",
-    "no-frames": "try to play it; no frame of it can be decoded",
-    "corrupt": "copy it again or repair it with ffmpeg -i IN -c copy OUT",
-    "timeout": "raise the time limit or leave it out",
-}
-
-
-class DecodeError(ClipreelError):
-    """Why a file gives no frames; `reason` is one of REASONS."""
-
-    def __init__(self, path: Path, reason: str, detail: str = "") -> None:
-        self.path, self.reason = path, reason
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        super().__init__(f"{shown!r}: {reason}{f' ({detail})' if detail else ''}; {WHAT_TO_DO[reason]}")
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What the packets of a file say. `rotation` in degrees as the file asks for; `start_s` is its first time stamp."""
-
-    path: Path
-    duration_s: float
-    fps: float
-    width: int
-    height: int
-    codec: str
-    start_s: float
-    frames: int
-    constant_rate: bool
-    rotation: int = 0
 
 
 @dataclass
@@ -81,151 +38,20 @@ class Frames:
 
 
 @dataclass
-class Packets:
-    """The packets of the video stream in presentation order: time stamps in ticks of `tick_s`, and which are key."""
+class Stream:
+    """Frames while they are decoded, so that none need be kept.
 
-    pts: list[int]
-    keys: list[int]
-    tick_s: float
+    `frames` gives `count` times a moment in seconds and its pixels (1, H, W, 3), or what `transform` made of them, and
+    raises DecodeError. The `warnings` and the rotation in `info` are whole when it has ended. `decode_s` is the time
+    that another process spent on it, and `waited_s` how long the reader waited for it.
+    """
+
     info: VideoInfo
+    count: int
     warnings: list[str]
-
-    def times(self) -> NDArray[np.float64]:
-        return (np.asarray(self.pts, np.float64) - self.pts[0]) * self.tick_s
-
-
-class Clock:
-    """A time limit that is looked at between packets."""
-
-    def __init__(self, path: Path, limit_s: float) -> None:
-        self.path, self.limit_s, self.end = path, limit_s, time.monotonic() + limit_s
-
-    def check(self) -> None:
-        if time.monotonic() > self.end:
-            raise DecodeError(self.path, "timeout", f"more than {self.limit_s:g} s")
-
-
-def check_file(path: Path) -> None:
-    """Raises DecodeError for what cannot be a video file before anything is opened."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError as e:
-        raise DecodeError(path, "missing") from e
-    except OSError as e:
-        raise DecodeError(path, "no-access", e.strerror or "") from e
-    if not stat.S_ISREG(found.st_mode):
-        raise DecodeError(path, "not-video", "not a regular file")
-    if not os.access(path, os.R_OK):
-        raise DecodeError(path, "no-access")
-    if found.st_size == 0:
-        raise DecodeError(path, "empty")
-
-
-def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """The container and its first moving video stream, one decoding thread."""
-    check_file(path)
-    try:
-        container = av.open(os.fsencode(path).decode("utf-8", "surrogateescape"), metadata_errors="ignore")
-    except (av.FFmpegError, UnicodeError, OSError) as e:
-        raise DecodeError(path, "not-video", str(getattr(e, "strerror", "") or type(e).__name__)) from e
-    streams = [s for s in container.streams.video if not is_cover(s)]
-    if not streams or streams[0].codec_context is None:
-        container.close()
-        raise DecodeError(path, "not-video", "no video stream")
-    streams[0].thread_count = 1  # several files at once beat several threads on one
-    return container, streams[0]
-
-
-def is_cover(stream: VideoStream) -> bool:
-    """Whether a stream is the cover picture of a music file."""
-    return bool(stream.disposition & stream.disposition.__class__.attached_pic)
-
-
-def packets_of(container: InputContainer, stream: VideoStream, clock: Clock, warnings: list[str]) -> Iterator[Packet]:
-    """Packets in file order; a damaged end becomes a warning."""
-    try:
-        for packet in container.demux(stream):
-            clock.check()
-            yield packet
-    except av.FFmpegError as e:
-        warnings.append(f"reading stopped early ({e.strerror})")
-
-
-def scan(path: Path, clock: Clock) -> Packets:
-    """Every packet of the video stream, read but not decoded. Raises DecodeError."""
-    warnings: list[str] = []
-    container, stream = open_video(path)
-    with container:
-        found: list[tuple[int, bool]] = []
-        untimed = 0
-        last_ticks = 1
-        for packet in packets_of(container, stream, clock, warnings):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None:
-                untimed += 1
-            else:
-                found.append((packet.pts, packet.is_keyframe))
-                last_ticks = packet.duration or last_ticks
-        tick = float(stream.time_base or 0) or 1e-3
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        if untimed:
-            found, tick, rate = untimed_frames(path, rate, clock, warnings)
-            last_ticks = 1
-        if not found:
-            raise DecodeError(path, "no-frames", "; ".join(warnings))
-        found.sort()
-        promised = (container.duration or 0) / 1e6
-        if promised > 1.1 * ((found[-1][0] - found[0][0]) * tick) + 0.1:
-            warnings.append(f"the file promises {promised:.1f} s of content and its video ends earlier")
-        pts = [p for p, _ in found]
-        gaps = np.diff(np.asarray(pts, np.int64))
-        duration = (pts[-1] - pts[0] + max(last_ticks, 1)) * tick
-        info = VideoInfo(
-            path=path,
-            duration_s=duration,
-            fps=len(pts) / duration if duration > 0 else rate,
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
-            codec=stream.codec_context.name,
-            start_s=pts[0] * tick,
-            frames=len(pts),
-            # one tick of rounding either way is still a constant rate
-            constant_rate=bool(len(gaps) == 0 or gaps.max() - gaps.min() <= 2),
-        )
-    return Packets(pts, [p for p, key in found if key] or pts[:1], tick, info, warnings)
-
-
-def untimed_frames(
-    path: Path, rate: float, clock: Clock, warnings: list[str]
-) -> tuple[list[tuple[int, bool]], float, float]:
-    """Frames of a stream without times, counted by decoding; time is the number over the rate (25 if unknown)."""
-    rate = rate if 1 <= rate <= 240 else 25.0
-    container, stream = open_video(path)
-    with container:
-        keys = [f.key_frame for f in decoded(container, stream, clock, warnings)]
-    warnings.append(f"no time stamps: counted {len(keys)} frames at {rate:g} a second")
-    return list(enumerate(keys)), 1.0 / rate, rate
-
-
-def decoded(
-    container: InputContainer,
-    stream: VideoStream,
-    clock: Clock,
-    warnings: list[str],
-    keep: Callable[[Packet], bool] = lambda packet: True,
-) -> Iterator[VideoFrame]:
-    """Frames in presentation order; packets that cannot be decoded are counted in a warning."""
-    broken = 0
-    for packet in packets_of(container, stream, clock, warnings):
-        if packet.size and not keep(packet):
-            continue
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            broken += 1
-    if broken:
-        warnings.append(f"{broken} packets could not be decoded")
+    frames: Iterator[tuple[float, Tensor]]
+    decode_s: float = 0.0
+    waited_s: float = 0.0
 
 
 def probe(path: str | Path, timeout_s: float = 60.0) -> VideoInfo:
@@ -250,12 +76,48 @@ def read_frames(
     `transform` gets each frame as uint8 (1, H, W, 3) as soon as it is decoded, so no full-size frames pile up.
     A frame that cannot be decoded is replaced by the next that can, with a warning. Raises DecodeError.
     """
+    stream = stream_frames(
+        path,
+        sampling,
+        start_s=start_s,
+        end_s=end_s,
+        rotate=rotate,
+        timeout_s=timeout_s,
+        rng=rng,
+        transform=transform,
+    )
+    found = list(stream.frames)
+    times = np.asarray([t for t, _ in found], np.float64)
+    return Frames(torch.cat([p for _, p in found]), times, stream.info, stream.warnings)
+
+
+def stream_frames(
+    path: str | Path,
+    sampling: Sampling,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    rotate: bool = True,
+    timeout_s: float = 60.0,
+    rng: Rng | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Stream:
+    """What `read_frames` gives, one frame after the other; the time limit does not count what is done with them."""
     path = Path(path)
     clock = Clock(path, timeout_s)
-    try:
+    with one_reason(path):
         packets = scan(path, clock)
         wanted = choose(packets, sampling, start_s, end_s, rng)
-        return collect(path, packets, wanted, sampling.kind == "keyframes", rotate, transform, clock)
+    stream = Stream(packets.info, len(wanted), list(packets.warnings), iter(()))
+    stream.frames = pictures(stream, packets, wanted, sampling.kind == "keyframes", rotate, transform, clock)
+    return stream
+
+
+@contextmanager
+def one_reason(path: Path) -> Iterator[None]:
+    """Turns what a decoder raises into a DecodeError."""
+    try:
+        yield
     except (av.FFmpegError, MemoryError) as e:
         raise DecodeError(path, "corrupt", str(e)[:120]) from e
 
@@ -282,22 +144,49 @@ def choose(
     return [pts[i] for i in np.clip(shown, 0, len(pts) - 1)]
 
 
-def collect(
-    path: Path,
+def pictures(
+    stream: Stream,
     packets: Packets,
     wanted: Sequence[int],
     keys_only: bool,
     rotate: bool,
     transform: Callable[[Tensor], Tensor] | None,
     clock: Clock,
-) -> Frames:
-    """Decode the wanted time stamps, jumping ahead only where a keyframe lies between here and the next of them."""
-    warnings = list(packets.warnings)
+) -> Iterator[tuple[float, Tensor]]:
+    """The frames of a stream: time and pixels of each wanted time stamp, of the nearest where it is lost."""
+    often = Counter(wanted)
+    todo = sorted(often)
+    found = lost = 0
+    ticks: int | None = None
+    moment, pixels = 0.0, torch.empty(0)
+    with one_reason(packets.info.path):
+        for target, at, frame in located(packets, todo, keys_only, clock, stream.warnings):
+            if at != ticks:
+                rotation = rotation_of(frame)
+                stream.info = replace(stream.info, rotation=rotation)
+                ticks, moment = at, (at - packets.pts[0]) * packets.tick_s
+                pixels = picture(frame, rotation if rotate else 0, transform)
+            found, lost = found + 1, lost + (at != target)
+            for _ in range(often[target]):
+                with clock.stopped():
+                    yield moment, pixels
+    if ticks is None:
+        raise DecodeError(packets.info.path, "no-frames", "; ".join(stream.warnings[:2]))
+    if lost := lost + len(todo) - found:
+        stream.warnings.append(f"{lost} of {len(todo)} wanted frames could not be decoded; the nearest were taken")
+    for _ in range(sum(often[t] for t in todo[found:])):
+        yield moment, pixels
+
+
+def located(
+    packets: Packets, todo: Sequence[int], keys_only: bool, clock: Clock, warnings: list[str]
+) -> Iterator[tuple[int, int, VideoFrame]]:
+    """For each time stamp, ascending, the first frame at or behind it: wanted, found, frame; it ends where none is.
+
+    Jumps ahead only where a keyframe lies between here and the next target.
+    """
     untimed = any("no time stamps" in w for w in warnings)
-    pictures: dict[int, tuple[Tensor, int]] = {}
-    rotation = 0
-    todo = sorted(set(wanted))
-    container, stream = open_video(path)
+    container, stream = open_video(packets.info.path)
     with container:
         if keys_only:
             stream.codec_context.skip_frame = "NONKEY"
@@ -317,23 +206,9 @@ def collect(
                 source = numbered(container, stream, clock, warnings, keys_only, untimed)
                 hit = advance(source, target, None)
             if hit is None:
-                break
+                return
             position, spare = hit
-            if position not in pictures:
-                rotation = rotation_of(spare)
-                pictures[position] = (picture(spare, rotation if rotate else 0, transform), position)
-            pictures[target] = pictures[position]
-    if not pictures:
-        raise DecodeError(path, "no-frames", "; ".join(warnings[:2]))
-    last = pictures[max(pictures)]
-    lost = [t for t in todo if t not in pictures or pictures[t][1] != t]
-    if lost:
-        warnings.append(f"{len(lost)} of {len(todo)} wanted frames could not be decoded; the nearest were taken")
-    chosen = [pictures.get(t, last) for t in wanted]
-    ticks = np.asarray([shown for _, shown in chosen], np.float64)
-    info = VideoInfo(**{**vars(packets.info), "rotation": rotation})
-    pixels = torch.cat([p for p, _ in chosen])
-    return Frames(pixels, (ticks - packets.pts[0]) * packets.tick_s, info, warnings)
+            yield target, position, spare
 
 
 def leap(keys: Sequence[int], position: int | None, target: int) -> bool:
@@ -378,36 +253,3 @@ def picture(frame: VideoFrame, rotation: int, transform: Callable[[Tensor], Tens
     rgb = np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
     pixels = torch.from_numpy(np.ascontiguousarray(rgb))[None]
     return pixels if transform is None else transform(pixels)
-
-
-def read_many(
-    items: Iterable[Item],
-    read: Callable[[Item], Frames],
-    workers: int = 2,
-    ahead: int = 4,
-) -> Iterator[tuple[Item, Frames | DecodeError]]:
-    """Each path, or what else `read` takes, with its frames or its error, in order; at most `ahead` are under way."""
-    todo = iter(items)
-    queue: list[tuple[Item, Future[Frames]]] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            while True:
-                while len(queue) < max(ahead, 1):
-                    item = next(todo, None)
-                    if item is None:
-                        break
-                    queue.append((item, pool.submit(read, item)))
-                if not queue:
-                    return
-                item, job = queue.pop(0)
-                yield item, outcome(job)
-        finally:
-            for _, job in queue:
-                job.cancel()
-
-
-def outcome(job: Future[Frames]) -> Frames | DecodeError:
-    try:
-        return job.result()
-    except DecodeError as e:
-        return e

@@ -1,14 +1,17 @@
-"""Where a video is cut into segments: windows of fixed length, or shots found on the frames that are decoded anyway."""
+"""Where a video is cut into segments: windows of fixed length, or shots found on the frames that are decoded anyway.
+
+Segments come while the frames come, so that a long video is never held whole.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clipreel.errors import ClipreelError
@@ -18,23 +21,21 @@ from clipreel.video.sampling import Sampling
 MODES = ("windows", "shots", "none")
 
 
-def frame_changes(pixels: Tensor) -> NDArray[np.float64]:
-    """How much each frame differs from the one before, 0..1 (T - 1,); pixels uint8 or float (T, 3, n, n)."""
-    x = F.adaptive_avg_pool2d(pixels.float(), 8)
-    scale = 255.0 if not pixels.dtype.is_floating_point else 1.0
-    return ((x[1:] - x[:-1]).abs().mean((1, 2, 3)) / scale).numpy().astype(np.float64)
+NEAR = 8  # frames on either side that a change is compared with
+Part = tuple[float, float, list[int]]  # start_s, end_s, the frames inside
 
 
-def cuts(pixels: Tensor, floor: float = 0.08, factor: float = 4.0) -> list[int]:
-    """Frames at which a new shot begins: the change is above `floor` and `factor` times the median around it."""
-    changes = frame_changes(pixels)
-    found = []
-    for i, change in enumerate(changes):
-        near = np.delete(changes[max(0, i - 8) : i + 9], min(i, 8))
-        usual = float(np.median(near)) if len(near) else 0.0
-        if change > floor and change > factor * usual:
-            found.append(i + 1)
-    return found
+def thumbnail(pixels: Tensor) -> Tensor:
+    """What is left of a frame (3, n, n), uint8 or float 0..1, to see cuts by: (3, 8, 8), 0..1."""
+    small = F.adaptive_avg_pool2d(pixels.float(), 8)
+    return small if pixels.dtype.is_floating_point else small / 255
+
+
+def is_cut(changes: Sequence[float], i: int, floor: float = 0.08, factor: float = 4.0) -> bool:
+    """Whether a shot begins with change i: above `floor` and `factor` times the median of those near it."""
+    near = [*changes[max(0, i - NEAR) : i], *changes[i + 1 : i + NEAR + 1]]
+    usual = float(np.median(near)) if near else 0.0
+    return changes[i] > max(floor, factor * usual)
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,88 @@ class Segments:
         """The frames to read of a video."""
         return model if self.mode == "none" else Sampling("cover", model.frames, self.fps)
 
-    def cut(self, frames: Frames) -> list[tuple[float, float, list[int]]]:
+    def cut(self, frames: Frames) -> list[Part]:
         """(start_s, end_s, frames inside) of each segment; none where a single one would be the whole video."""
-        if self.mode == "none":
-            return []
-        times, end = frames.times_s, frames.info.duration_s
-        borders = [0.0]
-        if self.mode == "shots":
-            borders += [float(times[i]) for i in cuts(frames.pixels)]
-        borders.append(end)
-        parts = []
-        for start_s, end_s in pairwise(borders):
-            for a, b in self._windows(start_s, end_s):
-                inside = [i for i, t in enumerate(times) if a <= t < b]
-                if inside:
-                    parts.append((a, b, inside))
-        return parts if len(parts) > 1 else []
+        cutter = Cutter(self, frames.info.duration_s)
+        parts = [p for t, x in zip(frames.times_s, frames.pixels, strict=True) for p in cutter.push(float(t), x)]
+        return parts + cutter.close()
 
-    def _windows(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
-        step = self.seconds * (1 - self.overlap)
-        found = [(start_s, min(start_s + self.seconds, end_s))]
-        while found[-1][1] < end_s - 1e-6:
-            start = found[-1][0] + step
-            found.append((start, min(start + self.seconds, end_s)))
-        return found
+
+class Cutter:
+    """Segments of a video of a known length, each as soon as its frames have come; `push` them in order, then `close`.
+
+    What it gave stays right whatever follows: cuts are decided NEAR frames late, and the first segment is held back
+    until there is a second. `oldest` is the first frame that may still be in a segment to come.
+    """
+
+    def __init__(self, how: Segments, duration_s: float) -> None:
+        self.how, self.duration_s = how, duration_s
+        self._times: list[float] = []
+        self._changes: list[float] = []
+        self._thumbnail: Tensor | None = None
+        self._start_s = 0.0  # of the next window
+        self._last_s: float | None = None  # end of the last window of this shot
+        self._first: list[Part] = []
+        self._several = False
+
+    @property
+    def oldest(self) -> int:
+        return self._first[0][2][0] if self._first else bisect_left(self._times, self._start_s)
+
+    def push(self, time_s: float, pixels: Tensor) -> list[Part]:
+        """The segments that are whole with this frame (3, n, n)."""
+        self._times.append(time_s)
+        if self.how.mode == "windows":
+            return self._give(self._windows(time_s))
+        if self.how.mode == "none":
+            self._start_s = time_s
+            return []
+        small, before = thumbnail(pixels), self._thumbnail
+        self._thumbnail = small
+        if before is None:
+            return []
+        self._changes.append(float((small - before).abs().mean()))
+        return self._give(self._decide(len(self._changes) - 1 - NEAR))
+
+    def close(self) -> list[Part]:
+        """The segments that end with the video."""
+        if self.how.mode == "none":
+            return []
+        late = range(max(0, len(self._changes) - NEAR), len(self._changes))
+        parts = [p for i in late for p in self._decide(i)]
+        return self._give(parts + self._windows(self.duration_s, last=True))
+
+    def _decide(self, change: int) -> list[Part]:
+        """The windows that are sure now that it is known whether there is a cut."""
+        if change < 0:
+            return []
+        border_s = self._times[change + 1]
+        if not is_cut(self._changes, change):
+            return self._windows(border_s)
+        parts = self._windows(border_s, last=True)
+        self._start_s, self._last_s = border_s, None
+        return parts
+
+    def _windows(self, until_s: float, last: bool = False) -> list[Part]:
+        """Windows up to a moment; with `last` the shot ends there, and so does a shorter one."""
+        parts = []
+        while (self._last_s is None or self._last_s < until_s - 1e-6) if last else self._end_s <= until_s:
+            self._last_s = min(self._end_s, until_s)
+            inside = range(bisect_left(self._times, self._start_s), bisect_left(self._times, self._last_s))
+            parts += [(self._start_s, self._last_s, list(inside))] if inside else []
+            self._start_s += self.how.seconds * (1 - self.how.overlap)
+        return parts
+
+    @property
+    def _end_s(self) -> float:
+        return self._start_s + self.how.seconds
+
+    def _give(self, parts: list[Part]) -> list[Part]:
+        if self._several:
+            return parts
+        self._first += parts
+        if len(self._first) < 2:
+            return []
+        self._several = True
+        parts, self._first = self._first, []
+        return parts

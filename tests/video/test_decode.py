@@ -1,8 +1,6 @@
 """Odd files: each gives the frames that were asked for, or one reason."""
 
 import os
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,8 @@ import pytest
 import torch
 
 from clipreel.video import decode
-from clipreel.video.decode import DecodeError, probe, read_frames, read_many
+from clipreel.video.decode import probe, read_frames
+from clipreel.video.packets import WHAT_TO_DO, DecodeError
 from clipreel.video.sampling import Sampling
 from tests.video.make import level, numbers, write, write_audio
 
@@ -191,7 +190,7 @@ def test_broken_files_have_one_reason_and_a_next_step(tmp_path: Path) -> None:
         with pytest.raises(DecodeError) as e:
             read_frames(path, SIX)
         assert e.value.reason == reason, name
-        assert decode.WHAT_TO_DO[reason] in str(e.value)
+        assert WHAT_TO_DO[reason] in str(e.value)
 
 
 def test_time_limit(tmp_path: Path) -> None:
@@ -207,32 +206,6 @@ def test_names_with_blanks_lines_and_broken_unicode(tmp_path: Path) -> None:
         path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
         path.write_bytes(source)
         assert len(read_frames(path, SIX).pixels) == 6
-
-
-def test_many_files_in_order_with_errors_in_place(tmp_path: Path) -> None:
-    good = [write(tmp_path / f"{i}.mp4", frames=4) for i in range(4)]
-    paths = [good[0], tmp_path / "gone.mp4", *good[1:]]
-    found = list(read_many(paths, lambda p: read_frames(p, SIX), workers=2, ahead=3))
-    assert [p for p, _ in found] == paths
-    assert isinstance(found[1][1], DecodeError)
-    assert all(len(f.pixels) == 6 for _, f in found[:1] + found[2:])
-
-
-def test_look_ahead_is_bounded() -> None:
-    started: list[int] = []
-    lock = threading.Lock()
-
-    def slow(n: int) -> int:
-        with lock:
-            started.append(n)
-        time.sleep(0.01)
-        return n
-
-    results = read_many(range(50), slow, workers=2, ahead=4)  # any items and reader will do
-    next(results)
-    time.sleep(0.1)
-    assert len(started) <= 6
-    results.close()
 
 
 def test_probe(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Cuts and segments."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from clipreel.errors import ClipreelError
-from clipreel.video.decode import Frames, VideoInfo
-from clipreel.video.shots import Segments, cuts
+from clipreel.video.decode import Frames
+from clipreel.video.packets import VideoInfo
+from clipreel.video.shots import NEAR, Cutter, Segments
 
 
 def film(colours: list[int], fps: float = 1.0) -> Frames:
@@ -18,10 +20,50 @@ def film(colours: list[int], fps: float = 1.0) -> Frames:
     return Frames(pixels, times, info)
 
 
+def cuts(colours: list[int]) -> list[float]:
+    """Where shots begin."""
+    return [start for start, _, _ in Segments("shots", 1000.0, 0.0).cut(film(colours))][1:]
+
+
 def test_hard_cuts_are_found_and_slow_changes_are_not() -> None:
-    assert cuts(film([10] * 6 + [200] * 6 + [90] * 5).pixels) == [6, 12]
-    assert cuts(film(list(range(0, 240, 12))).pixels) == []
-    assert cuts(film([10]).pixels) == []
+    assert cuts([10] * 6 + [200] * 6 + [90] * 5) == [6, 12]
+    assert cuts([10] * 30 + [200] * 30) == [30]
+    assert cuts(list(range(0, 240, 12))) == []
+    assert cuts([10]) == []
+
+
+def at_once(how: Segments, film: Frames, borders: list[float]) -> list[tuple[float, float, list[int]]]:
+    """Segments of a whole video between borders that are known."""
+    parts = []
+    for start, end in pairwise([0.0, *borders, film.info.duration_s]):
+        while True:
+            stop = min(start + how.seconds, end)
+            parts.append((start, stop, [i for i, t in enumerate(film.times_s) if start <= t < stop]))
+            if stop >= end - 1e-6:
+                break
+            start += how.seconds * (1 - how.overlap)
+    parts = [p for p in parts if p[2]]
+    return parts if len(parts) > 1 else []
+
+
+@pytest.mark.parametrize("seconds", [0.7, 3.0, 8.0, 100.0])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("lengths", [[1], [3], [40], [9, 1, 30], [5, 5, 5, 5], [2, 60, 2]])
+def test_segments_that_come_one_by_one_are_those_of_the_whole(
+    seconds: float, overlap: float, lengths: list[int]
+) -> None:
+    made = film([colour for n, k in enumerate(lengths) for colour in [10 + 150 * (n % 2)] * k], fps=2.0)
+    borders = [sum(lengths[: n + 1]) / 2 for n in range(len(lengths) - 1)]
+    for mode, known in (("windows", []), ("shots", borders)):
+        how = Segments(mode, seconds, overlap, 2.0)
+        wanted = at_once(how, made, known)
+        assert [(pytest.approx(a), pytest.approx(b), i) for a, b, i in wanted] == how.cut(made)
+        cutter, held = Cutter(how, made.info.duration_s), 0
+        for n, (t, pixels) in enumerate(zip(made.times_s, made.pixels, strict=True)):
+            oldest = cutter.oldest
+            assert all(i >= oldest for _, _, inside in cutter.push(float(t), pixels) for i in inside)
+            held = max(held, n + 1 - cutter.oldest)
+        assert held <= 2 * 2 * seconds * (2 - overlap) + NEAR + 2
 
 
 def test_windows_cover_the_video_and_overlap() -> None:

@@ -1,0 +1,121 @@
+"""clipreel index."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
+from clipreel.cli.search import Flag, Many, check_helps, described, dump, engine_of, load_model, open_if_there
+from clipreel.errors import ClipreelError
+
+if TYPE_CHECKING:
+    from clipreel.search.index import Index
+    from clipreel.search.indexer import Report
+
+
+def index(
+    folders: Many = (),
+    /,
+    *,
+    index: str | None = None,
+    model: str | None = None,
+    adapter: str | None = None,
+    unhelpful: Flag = False,
+    download: Flag = False,
+    segments: Literal["windows", "shots", "none"] = "windows",
+    seconds: float = 8.0,
+    overlap: float = 0.5,
+    fps: float = 1.0,
+    time_limit: float = 120.0,
+    workers: int = 2,
+    frames: Flag = False,
+    device: str = "auto",
+    engine: Literal["torch", "int8"] | None = None,
+    json: Flag = False,
+) -> int:
+    """Index folders of videos, or bring an index up to date.
+
+    Try `clipreel index demo-output/shapes/test --model shapes-tiny --index my-index`
+
+    Args:
+        folders: Folders or files to index; without any, those that the index knows.
+        index: Folder or object-store URI of the index (default: the platform's data folder).
+        model: Hub id, folder, file or built-in name (default: that of the index, else openai/clip-vit-base-patch32).
+        adapter: Folder of an adapter on the model (default: that of the index).
+        unhelpful: Take the adapter although it did not help on its held-out pairs.
+        download: Allow the model to be fetched from the hub.
+        segments: How videos are cut into moments.
+        seconds: Length of a window.
+        overlap: Part of a window that the next one shows again, from 0 to below 1.
+        fps: Frames read per second of video.
+        time_limit: Seconds after which a file is given up.
+        workers: Files decoded at once.
+        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
+        device: Where the model runs: auto takes the GPU where there is one.
+        engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
+        json: Print the report as JSON.
+    """
+    from clipreel.search.index import Index, default_place
+    from clipreel.search.indexer import facts_of, update
+    from clipreel.search.rerank import FACT, FrameStore
+    from clipreel.video.shots import Segments
+
+    if not time_limit > 0 or workers < 1:
+        raise ClipreelError(f"--time-limit {time_limit:g} and --workers {workers}: both must be above 0")
+    place = index or default_place()
+    existing = open_if_there(place)
+    roots = [os.path.abspath(f) for f in folders] or known_folders(existing)
+    cut = Segments(segments, seconds, overlap, fps)
+    if adapter and not existing:
+        check_helps(adapter, unhelpful)
+    adapter = adapter or (
+        existing.facts.get("adapter") if existing and model in (None, existing.facts["model"]) else None
+    )
+    if existing and frames:
+        FrameStore(existing)  # refuses an index that was made without
+    name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
+    retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
+    store = existing or Index.create(place, facts_of(retriever, cut) | (FACT if frames else {}))
+    if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
+        print(f"note: the index keeps {described(store.facts['segments'])}; use another --index", file=sys.stderr)
+    line = Progress("indexing")
+
+    def progress(done: int, total: int, report: Report) -> None:
+        line(done, total, f"{clock(report.video_s)} of video")
+
+    gone = [] if folders else [r for r in roots if not os.path.exists(r)]
+    there = [r for r in roots if r not in gone]
+    report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
+    report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
+    return told(report, place, roots, json)
+
+
+def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
+    """Prints what indexing did; returns the exit code."""
+    if json:
+        print(dump({**vars(report), "index": place}))
+    else:
+        spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.seconds.items())
+        print(
+            f"indexed {report.indexed} videos ({clock(report.video_s)}, {report.vectors} vectors), "
+            f"moved {report.moved}, forgot {report.forgotten}, unchanged {report.unchanged}; {spent}; index at {place}"
+        )
+    for path, warning in report.warnings:
+        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
+    skipped(report.skipped)
+    nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
+    if nothing and not report.skipped:
+        raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
+    return (2 if nothing else 1) if report.skipped else 0
+
+
+def known_folders(store: Index | None) -> list[str]:
+    """The folders that an index was made of."""
+    roots = store.facts.get("roots", []) if store else []
+    if not roots:
+        where = f"the index at {store.place} remembers none" if store else "there is no index yet"
+        raise ClipreelError(f"name a folder to index, e.g. clipreel index ~/Videos ({where})")
+    return list(roots)
