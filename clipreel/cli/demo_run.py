@@ -28,7 +28,7 @@ from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Filter, Query, Searcher
-from clipreel.training.config import SelectConfig, TrainConfig
+from clipreel.training.config import OptimConfig, ScheduleConfig, SelectConfig, TrainConfig
 from clipreel.training.pairs import SHAPES, DataConfig
 from clipreel.training.tuning import TuneConfig, Tuned, tune
 from clipreel.video.shots import Segments
@@ -42,15 +42,19 @@ SHAPES_QUERIES = (
 OWN_QUERIES = ("a person talking", "people dancing", "an animal", "text on the screen")
 HITS = 3  # answers of a search that are shown
 FRAMES = 8
-# half a minute on two cores; the study that it was taken from: clipreel compare configs/shapes/*.yaml
+# about a minute on two cores; the study that it was taken from: clipreel compare configs/shapes/*.yaml
 DEMO = TuneConfig(
-    method="vop_p",
-    options={"position_std": 1.0},
+    method="mv_adapter",
     data=DataConfig(SHAPES, limit=640),
     frames=FRAMES,
     order="opposites",
-    lr=1e-2,
-    train=TrainConfig(steps=100, select=SelectConfig(every_steps=50)),
+    lr=3e-3,
+    train=TrainConfig(
+        steps=60,
+        optim=OptimConfig(decay=0.0),
+        schedule=ScheduleConfig("constant"),
+        select=SelectConfig(every_steps=30),
+    ),
 )
 CARDS = 4
 BOUND = "order-blind bound"
@@ -294,6 +298,7 @@ def indented(text: str) -> str:
 
 def tell(page: Path, started: float, commands: Sequence[str]) -> None:
     """The last lines: where the page is, and what to type next in the words that work in this shell."""
-    program = "clipreel" if shutil.which("clipreel") else sys.argv[0]
+    alone = "python -m clipreel" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+    program = "clipreel" if shutil.which("clipreel") else alone
     print(f"\nReport with film strips: {page}   (done in {clock(time.monotonic() - started)})\n\nTry next:")
     print("\n".join(f"   {program} {c}" for c in commands))
