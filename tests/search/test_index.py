@@ -339,8 +339,9 @@ def test_answers_are_exact_and_in_order(tmp_path: Path) -> None:
     searcher = searcher_over(tmp_path)
     hits = searcher.search(Query(["a red circle"]), 3)
     m, q = searcher.index.moments(), searcher.vector(Query(["a red circle"]))
-    best = {f.path: (m.vectors[m.file == i] @ q).max() for i, f in enumerate(m.files)}
-    assert [h.path for h in hits] == sorted(best, key=lambda p: -best[p])
+    scores = m.vectors @ q
+    best = {f.path: scores[m.file == i].max() for i, f in enumerate(m.files)}
+    assert [h.path for h in hits] == sorted(best, key=lambda p: (-best[p], p))
     assert hits[0].score == pytest.approx(max(best.values()))
     assert all(0 <= h.start_s < h.end_s <= h.duration_s + 1e-3 for h in hits)
     assert len(searcher.search(Query(["a red circle"]), 1)) == 1
