@@ -27,7 +27,7 @@ def entities(
 ) -> int:
     """Mine the most frequent nouns of captions: the vocabulary of tags, and of ALPRO's prompter.
 
-    Try `clipreel entities demo-output/shapes/annotations.jsonl --most 10`
+    Try `clipreel entities demo-output/shapes/test/annotations.jsonl --most 10`
 
     Args:
         captions: Annotations (JSON lines, CSV, Parquet), or a text file with a caption on each line.
@@ -122,7 +122,7 @@ def ask(
 ) -> int:
     """Answer a question about a video, out of the answers that the model knows.
 
-    Try `clipreel ask demo-output/shapes/test-rest-001a.mp4 "what colour is it?" --model my-alpro`
+    Try `clipreel ask demo-output/shapes/test/test-rest-001a.mp4 "what colour is it?" --model my-alpro`
 
     Args:
         video: A video file.
