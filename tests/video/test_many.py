@@ -76,14 +76,18 @@ def test_other_processes_give_what_this_one_reads(tmp_path: Path) -> None:
         assert (video.info, video.warnings, video.count) == (wanted.info, wanted.warnings, len(found))
 
 
-def test_a_decoder_that_hangs_or_crashes_costs_its_file_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("busy_s", [0.0, 0.4])  # while the next files are decoded, and fail, already
+def test_a_decoder_that_hangs_or_crashes_costs_its_file_only(tmp_path: Path, busy_s: float) -> None:
     source = write(tmp_path / "source.mp4", frames=24).read_bytes()
     names = ("1", "2-hangs", "3", "4-crashes", "5-never-opens", "6", "7")
     paths = [tmp_path / f"{name}.mp4" for name in names]
     for path in paths:
         path.write_bytes(source)
     started = time.monotonic()
-    found = [result(video) for _, video in stream_many(paths, stuck, workers=2, limit_s=0.5)]
+    found = []
+    for _, video in stream_many(paths, stuck, workers=2, limit_s=0.5):
+        time.sleep(busy_s)
+        found.append(result(video))
     whole = list(range(24))
     assert found == [whole, "timeout", whole, "crash", "timeout", whole, whole]
     assert time.monotonic() - started < 120
