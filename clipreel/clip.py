@@ -7,26 +7,18 @@ convolution is a matrix product, and text is cut behind the last end token (exac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipreel.patterns import Layout, Pattern, by_frame, causal, firsts_by_frame
-from clipreel.sites import NO_SITES, NOTHING, PLAIN, LayerTuner, Tuner
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """Size of one transformer; `mlp` is the hidden width of its MLP."""
-
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+from clipreel.block import Block, Read, TowerConfig, normalise
+from clipreel.patterns import Layout, Pattern, by_frame, causal
+from clipreel.sites import NOTHING, PLAIN, Tuner, scoped
 
 
 @dataclass(frozen=True)
@@ -47,60 +39,6 @@ class ClipConfig:
     eos_id: int | None = None
 
 
-def normalise(norm: nn.LayerNorm, x: Tensor, over: Mapping[str, Tensor], name: str) -> Tensor:
-    """LayerNorm with float32 statistics whatever the type of x; the result has the type of x."""
-    w, b = over.get(name + ".weight", norm.weight), over.get(name + ".bias", norm.bias)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x.float(), norm.normalized_shape, w.float(), b.float(), norm.eps).to(x.dtype)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), the activation of OpenAI's models."""
-    return F.silu(1.702 * x) / 1.702
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block: x + attention, then x + MLP."""
-
-    def __init__(self, config: TowerConfig, activation: str) -> None:
-        super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"width {config.width} is not a multiple of {config.heads} heads")
-        if activation not in ("quick_gelu", "gelu"):
-            raise ValueError(f"activation {activation!r}: allowed are 'quick_gelu' and 'gelu'")
-        d = config.width
-        self.heads, self.quick = config.heads, activation == "quick_gelu"
-        self.ln1, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.ln2, self.fc, self.proj = nn.LayerNorm(d), nn.Linear(d, config.mlp), nn.Linear(config.mlp, d)
-
-    def forward(
-        self, x: Tensor, layout: Layout, attend: Pattern, t: LayerTuner | None, over: Mapping[str, Tensor] = NOTHING
-    ) -> tuple[Tensor, Layout]:
-        """x (B, S, D) with its layout -> the same, possibly with other tokens; `over` replaces own tensors by name."""
-        t = NO_SITES if t is None else t
-        if t.before is not None:
-            x, layout = t.before(x, layout)
-        h = normalise(self.ln1, x, over, "ln1")
-        q, k, v = self._linear("qkv", h, t, over).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        o = (attend if t.attend is None else t.attend)(q, k, v, layout).flatten(-2)
-        if o.shape[1] != x.shape[1]:  # the pattern answered for the first token of each frame: nobody reads the others
-            x, layout = layout.firsts(x)
-        y = self._linear("out", o, t, over)
-        x = x + y if t.beside_attn is None else x + (y + t.beside_attn(x, h, y, layout))
-        h = normalise(self.ln2, x, over, "ln2")
-        z = self._linear("fc", h, t, over)
-        # z sigmoid(1.702 z) as a SiLU, in place: of two more tensors of this width, the memory costs more than the sum
-        z = F.silu(z.mul_(1.702), inplace=not z.requires_grad).div_(1.702) if self.quick else F.gelu(z)
-        y = self._linear("proj", z, t, over)
-        x = x + y if t.beside_mlp is None else x + (y + t.beside_mlp(x, h, y, layout))
-        return (x, layout) if t.after is None else t.after(x, layout)
-
-    def _linear(self, name: str, x: Tensor, t: LayerTuner, over: Mapping[str, Tensor]) -> Tensor:
-        layer: nn.Linear = getattr(self, name)
-        y = F.linear(x, over.get(name + ".weight", layer.weight), over.get(name + ".bias", layer.bias))
-        return y if t.linear is None else t.linear(name, x, y)
-
-
 class Tower(nn.Module):
     """A stack of blocks; `checkpointing` recomputes each block in the backward pass instead of keeping activations."""
 
@@ -111,15 +49,11 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(Block(config, activation) for _ in range(config.layers))
         self.checkpointing = False
 
-    def run(
-        self, x: Tensor, layout: Layout, attend: Pattern, tuner: Tuner, last: Pattern | None = None
-    ) -> tuple[Tensor, Layout]:
-        """x through all blocks; `last` replaces the pattern of the last one."""
+    def run(self, x: Tensor, layout: Layout, attend: Pattern, tuner: Tuner, read: Read = None) -> tuple[Tensor, Layout]:
         over = tuner.overrides
         for i, block in enumerate(self.blocks):
             own = scoped(over, f"{self.name}.blocks.{i}.") if over else NOTHING
-            pattern = attend if last is None or i + 1 < len(self.blocks) else last
-            args = (x, layout, pattern, tuner.layer(self.name, i), own)
+            args = (x, layout, attend, tuner.layer(self.name, i), own, read if i + 1 == len(self.blocks) else None)
             if self.checkpointing and torch.is_grad_enabled():
                 x, layout = checkpoint(block, *args, use_reentrant=False)
             else:
@@ -129,11 +63,6 @@ class Tower(nn.Module):
     def tensor(self, name: str, tuner: Tuner) -> Tensor:
         """A base tensor of this tower, or its replacement."""
         return tuner.overrides.get(f"{self.name}.{name}", self.get_parameter(name))
-
-
-def scoped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def project(x_BTLP: Tensor, weight: Tensor, frame_mask: Tensor | None) -> Tensor:
@@ -178,12 +107,11 @@ class VideoTower(Tower):
 
     def forward(self, frames_BTCHW: Tensor, tuner: Tuner, frame_mask: Tensor | None = None) -> Tensor:
         x, layout = self.embed(frames_BTCHW, tuner, frame_mask)
-        x = normalise(self.ln_pre, x, scoped(tuner.overrides, "vision."), "ln_pre")
-        # without a method only the CLS tokens leave the last block, so only theirs are computed: 6 % of 12 layers
-        last = firsts_by_frame if tuner is PLAIN else None
-        x = tuner.read_video(*self.run(x, layout, by_frame, tuner, last))
-        x = normalise(self.ln_post, x, scoped(tuner.overrides, "vision."), "ln_post")
-        return x @ self.tensor("head", tuner)
+        own = scoped(tuner.overrides, "vision.")
+        ln_pre, ln_post = (partial(normalise, getattr(self, n), over=own, name=n) for n in ("ln_pre", "ln_post"))
+        layout = layout._replace(seen=tuple(ln_pre(s) for s in layout.seen))
+        x, _ = self.run(ln_pre(x), layout, by_frame, tuner, tuner.read_video)
+        return ln_post(x) @ self.tensor("head", tuner)
 
 
 class TextTower(Tower):

@@ -7,7 +7,7 @@ Every pattern is `(q, k, v, layout) -> o` on `(B, S, H, K)` tensors (K = head wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,13 +19,16 @@ class Layout(NamedTuple):
     """How a sequence of S = globals + frames * per_frame tokens is laid out: globals first, then frame after frame.
 
     An image is (0, 1, L), a text (0, 1, 77), CLIP-ViP (4, T, L), a VoP block (0, T, L + k), its joint layers (8, T, L).
-    `frame_mask` (B, T) bool is False on padded frames; None means that every frame is real.
+    `frame_mask` (B, T) bool is False on padded frames; None means that every frame is real. `seen` are more tokens of
+    the next block, which it only sees: they give keys and values, see nothing, and end there, so that nothing else is
+    computed of them. Those of shape (1 or B, 1 or T, k, D) stand in each frame, those of (1 or B, k, D) in the video.
     """
 
     globals: int
     frames: int
     per_frame: int
     frame_mask: Tensor | None = None
+    seen: tuple[Tensor, ...] = ()
 
     @property
     def length(self) -> int:
@@ -35,15 +38,21 @@ class Layout(NamedTuple):
         """The global tokens (B, M, D) and the frames (B, T, L, D) of a sequence, as views."""
         return x_BSD[:, : self.globals], x_BSD[:, self.globals :].unflatten(1, (self.frames, self.per_frame))
 
-    def firsts(self, x_BSD: Tensor) -> tuple[Tensor, Layout]:
-        """The first token of each frame (B, T, D) as a sequence, with its layout."""
-        return self.split(x_BSD)[1][:, :, 0], Layout(0, self.frames, 1, self.frame_mask)
-
     def join(self, globals_BMD: Tensor, frames_BTLD: Tensor) -> tuple[Tensor, Layout]:
         """The sequence of these global tokens and frames, with its layout (the frame mask is kept)."""
-        layout = Layout(globals_BMD.shape[1], frames_BTLD.shape[1], frames_BTLD.shape[2], self.frame_mask)
+        M, (T, L) = globals_BMD.shape[1], frames_BTLD.shape[1:3]
+        layout = self._replace(globals=M, frames=T, per_frame=L)
         frames = frames_BTLD.flatten(1, 2)
         return (torch.cat([globals_BMD, frames], 1) if layout.globals else frames), layout
+
+    def with_seen(self, x_BSHK: Tensor, seen: Sequence[Tensor]) -> Tensor:
+        """Keys or values of the sequence and of the tokens that are only seen, which stand behind the others."""
+        if not seen:
+            return x_BSHK
+        if seen[0].ndim == 4:
+            return torch.cat([x_BSHK, *(s.expand(len(x_BSHK), -1, -1, -1) for s in seen)], 1)
+        shape = len(x_BSHK), self.frames, -1, *x_BSHK.shape[2:]
+        return torch.cat([x_BSHK.view(shape), *(s.expand(shape) for s in seen)], 2).flatten(1, 2)
 
 
 Pattern = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
@@ -68,19 +77,18 @@ def by_frame(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         raise ValueError(f"by_frame: {layout.globals} global tokens belong to no frame; use with_proxies or jointly")
     if layout.frames == 1:
         return attention(q, k, v)
-    fold = (q.shape[0] * layout.frames, layout.per_frame, *q.shape[2:])
+    fold = (q.shape[0] * layout.frames, -1, *q.shape[2:])
     return attention(q.reshape(fold), k.reshape(fold), v.reshape(fold)).reshape(q.shape)
-
-
-def firsts_by_frame(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """`by_frame` for the first token of each frame alone, (B, T, H, K): where nothing else of a block is read."""
-    q_NLHK, k_NLHK, v_NLHK = (layout.split(x)[1].flatten(0, 1) for x in (q, k, v))
-    return attention(q_NLHK[:, :1], k_NLHK, v_NLHK).reshape(q.shape[0], layout.frames, *q.shape[2:])
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Each token sees itself and what stands before it."""
     return attention(q, k, v, causal=True)
+
+
+def attended(attend: Pattern, layout: Layout, q: Tensor, k: Tensor, v: Tensor, *seen: Tensor) -> Tensor:
+    """What a pattern gives, heads joined (B, R, D); `seen` are key, value, key, value of the tokens only seen."""
+    return attend(q, layout.with_seen(k, seen[::2]), layout.with_seen(v, seen[1::2]), layout).flatten(-2)
 
 
 def token_mask(layout: Layout) -> Tensor | None:
@@ -93,7 +101,12 @@ def token_mask(layout: Layout) -> Tensor | None:
 
 def jointly(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Every token sees every token of the video, except those of padded frames."""
-    return attention(q, k, v, token_mask(layout))
+    mask = token_mask(layout)
+    return attention(q, k, v, mask if mask is None else F.pad(mask, (0, k.shape[1] - layout.length), value=True))
+
+
+# these take any tokens as queries, from each frame as many, and keys behind those of the sequence
+FREE_QUERIES: tuple[Pattern, ...] = (by_frame, jointly)
 
 
 def with_proxies(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

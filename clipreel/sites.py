@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 NOTHING: Mapping[str, Tensor] = {}
 
 
+def scoped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with the prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 class LayerTuner(nn.Module):
     """What a method does inside one block: any of six sites; a site left at None costs nothing.
 

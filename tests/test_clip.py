@@ -1,15 +1,18 @@
 """The backbone and its sites, with small throw-away tuners standing for the methods to come."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from clipreel.clip import Clip, ClipConfig, TowerConfig
-from clipreel.patterns import Layout, by_frame, firsts_by_frame, jointly, with_proxies
+from clipreel.block import Block, TowerConfig
+from clipreel.clip import Clip, ClipConfig
+from clipreel.patterns import Layout, by_frame, jointly, with_proxies
 from clipreel.sites import PLAIN, Chain, LayerTuner, Overrides, Tuner
 
 CONFIG = ClipConfig(32, 8, TowerConfig(3, 64, 2, 128), TowerConfig(2, 48, 3, 96), 16, 60, 40, "quick_gelu")
@@ -51,6 +54,17 @@ class PromptLayer(LayerTuner):
     def after(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         g, f = layout.split(x)
         return layout.join(g, torch.cat([f[:, :, :1], f[:, :, 1 + len(self.prompts) :]], 2))
+
+
+class SeenLayer(LayerTuner):
+    """The same prompts as `PromptLayer`, or those of `JointLayer`, as tokens that are only seen."""
+
+    def __init__(self, prompts: nn.Parameter, joint: bool = False) -> None:
+        super().__init__()
+        self.prompts, self.attend = prompts, jointly if joint else None
+
+    def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        return x, layout._replace(seen=(self.prompts[None] if self.attend else self.prompts[None, None],))
 
 
 class JointLayer(LayerTuner):
@@ -101,6 +115,13 @@ class Layers(Tuner):
 
     def layer(self, tower: str, index: int) -> LayerTuner | None:
         return self.layers[index] if tower == "vision" else None
+
+
+def late(layers: int) -> Layers:
+    """No method, but a site behind the last block, which needs every token to the end."""
+    tuner = Layers(*(LayerTuner() for _ in range(layers)))
+    tuner.layers[-1].after = lambda x, layout: (x, layout)
+    return tuner
 
 
 class Proxies(Tuner):
@@ -201,6 +222,90 @@ def test_checkpointing_changes_no_gradient(clip: Clip, frames: Tensor, name: str
     got = torch.autograd.grad(again.encode_video(frames, t).square().sum(), list(t.parameters()))
     for a, b in zip(wanted, got, strict=True):
         equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["prompts", "joint"])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True] * 4, [True, True, False, False]])])
+def test_prompts_that_are_only_seen_are_prompts(clip: Clip, frames: Tensor, name: str, mask: Tensor | None) -> None:
+    t = tuners()[name]
+    seen = Layers(*(SeenLayer(x.prompts, isinstance(x, JointLayer)) for x in t.layers))
+    wanted, got = clip.encode_video(frames, t, mask), clip.encode_video(frames, seen, mask)
+    real = slice(None) if mask is None else mask
+    equal(got[real], wanted[real])
+    params = list(t.parameters())
+    for a, b in zip(*(torch.autograd.grad(x[real].square().sum(), params) for x in (wanted, got)), strict=True):
+        equal(a, b)
+
+
+def test_tokens_that_nobody_reads_cost_no_work(clip: Clip, frames: Tensor) -> None:
+    work = []
+    for t in (PLAIN, late(LAYERS)):
+        with FlopCounterMode(display=False) as counter:
+            clip.encode_video(frames, t)
+        work.append(counter.get_total_flops())
+    # saved: the projection and the MLP of all tokens but CLS, for 2 x 4 frames of 16 patches
+    assert work[1] - work[0] >= 2 * 8 * 16 * (D * D + 2 * D * CONFIG.vision.mlp)
+
+
+def kept_bytes(module: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Bytes of the storages that autograd holds for the backward pass, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = run()
+    out.sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_block_keeps_its_input_qkv_and_what_is_activated(trained: bool) -> None:
+    torch.manual_seed(0)
+    block = Block(TowerConfig(1, 64, 2, 256), "quick_gelu").requires_grad_(trained)
+    x = torch.randn(2, 10, 64, requires_grad=True)
+    kept = kept_bytes(block, lambda: block(x, Layout(0, 2, 5), by_frame, None)[0])
+    assert kept <= 1.05 * 8 * x.numel() * x.element_size()  # and two numbers of each norm
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeping_less_changes_no_gradient(
+    clip: Clip, frames: Tensor, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    t, base = tuners()[name], copy.deepcopy(clip).requires_grad_(True)
+    unused = {id(base.logit_scale), *map(id, base.text.parameters())}
+    params = [p for p in (*t.parameters(), *base.parameters()) if id(p) not in unused]
+
+    def gradients() -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return torch.autograd.grad(base.encode_video(frames, t).float().square().sum(), params)
+
+    got = gradients()
+    monkeypatch.setattr("clipreel.block.sparingly", lambda make, *kept, random: make(*kept))
+    assert all(torch.equal(a, b) for a, b in zip(got, gradients(), strict=True))
+
+
+def test_keeping_less_draws_the_same_dropout_again(clip: Clip, frames: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = Layers(*(Bottleneck("beside_attn") for _ in range(LAYERS)))
+    for layer in t.layers:
+        nn.init.normal_(layer.up.weight)
+        layer.beside_attn = lambda x, h, y, layout, f=layer.delta: F.dropout(f(x, h, y, layout), 0.5)
+
+    def gradients() -> tuple[Tensor, ...]:
+        torch.manual_seed(7)
+        loss = clip.encode_video(frames, t).square().sum()
+        torch.manual_seed(8)
+        return torch.autograd.grad(loss, list(t.parameters()))
+
+    got = gradients()
+    monkeypatch.setattr("clipreel.block.sparingly", lambda make, *kept, random: make(*kept))
+    assert all(torch.equal(a, b) for a, b in zip(got, gradients(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["beside_attn", "beside_mlp"])
@@ -325,7 +430,7 @@ def test_half_precision_is_close_and_norms_stay_float32(clip: Clip, frames: Tens
     seen = []
     with torch.autocast("cpu", dtype):
         half = clip.encode_video(frames)
-        from clipreel.clip import normalise
+        from clipreel.block import normalise
 
         big = torch.full((1, 2, D), 300.0)
         big[..., ::2] = -300.0
@@ -349,16 +454,13 @@ def test_wrong_sizes_say_what_to_do(clip: Clip) -> None:
         Clip(ClipConfig(**{**vars(CONFIG), "vision": TowerConfig(1, 64, 3, 64)}))
 
 
-def test_without_a_method_the_last_block_computes_only_what_is_read(clip: Clip, frames: Tensor) -> None:
-    """Equal to the whole block, which an empty tuner gets, in value and gradient, also with one frame and one block."""
-    tokens, layout = clip.vision.embed(frames, PLAIN)
-    left, kept = clip.vision.run(tokens, layout, by_frame, PLAIN, firsts_by_frame)
-    assert (left.shape, kept) == ((2, 4, D), Layout(0, 4, 1))
+def test_the_last_block_computes_only_what_is_read(frames: Tensor) -> None:
+    """Equal to the whole block in value and gradient, also with one frame and one block."""
     for config in (CONFIG, replace(CONFIG, vision=TowerConfig(1, 64, 2, 128))):
         model = Clip(config).eval()
         for x in (frames, frames[:, :1]):
             grads = []
-            for tuner in (PLAIN, Tuner()):
+            for tuner in (PLAIN, late(config.vision.layers)):
                 z = model.encode_video(x, tuner)
                 assert z.shape == (2, x.shape[1], 40)
                 grads.append((z, *torch.autograd.grad(z.square().sum(), list(model.vision.parameters()))))

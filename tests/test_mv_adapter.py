@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipreel.adapter import save_adapter, trained, with_adapter
-from clipreel.clip import Clip, quick_gelu
+from clipreel.block import quick_gelu
+from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.retriever import Retriever

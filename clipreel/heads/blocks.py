@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Block, TowerConfig
+from clipreel.block import Block, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, jointly
 

@@ -93,8 +93,14 @@ class BertAdam(_Adam):
         torch._foreach_add_(params, update, alpha=-group["lr"])
 
 
+def adamw(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    """torch's; on a CPU in one pass over the memory instead of a dozen."""
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, fused=on_cpu or None, **options)
+
+
 OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
-    "adamw": torch.optim.AdamW,
+    "adamw": adamw,
     "adamw_hf": AdamWHF,
     "bert_adam": BertAdam,
 }

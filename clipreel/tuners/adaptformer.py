@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Clip, normalise
+from clipreel.block import normalise
+from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.sites import NOTHING, LayerTuner

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Clip, quick_gelu
+from clipreel.block import quick_gelu
+from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.sites import LayerTuner

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Block, Clip
+from clipreel.block import Block
+from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import Layered, LayerTuner
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Block, Clip, ClipConfig, TowerConfig, normalise, quick_gelu
+from clipreel.block import Block, TowerConfig, normalise, quick_gelu
+from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, causal, jointly
 from clipreel.sites import NOTHING, LayerTuner

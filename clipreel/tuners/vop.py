@@ -1,8 +1,8 @@
 """VoP: prompts in every layer of both towers of a frozen CLIP, and its forms with a sense of time (arXiv 2211.12764).
 
 Basic VoP is checked against modelscope's code on parity fixtures; P, C, F and their combinations have no public code
-and are checked against an independent reference. Differs in form: prompts stand behind a frame's patches (their order
-changes nothing), a layer overwrites those of the layer before, and text is cut behind the last slot that is read.
+and are checked against an independent reference. Differs in form: a video prompt gives its layer a key and a value and
+is computed no further, because its output is thrown away; text is cut behind the last slot that is read.
 Not in the paper: P+C, F+P+C, other frame counts than trained, and a larger start of what carries frame position.
 """
 
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipreel.clip import Block, Clip, TextTower, TowerConfig, VideoTower
+from clipreel.block import Block, TowerConfig
+from clipreel.clip import Clip, TextTower, VideoTower
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, jointly
 from clipreel.sites import Layered, LayerTuner
@@ -201,11 +202,12 @@ class Context(nn.Module):
 
 
 class FramePrompts(LayerTuner):
-    """Prompts of one layer that sees frame by frame; they overwrite the last `replaced` tokens of every frame."""
+    """Prompts of one layer that sees frame by frame. They end there, unless they `stay` as tokens behind each frame's
+    own, because the next layer brings none; the first layer that does takes the `replaced` ones out."""
 
-    def __init__(self, c: VopConfig, width: int, replaced: int, context: Context | None) -> None:
+    def __init__(self, c: VopConfig, width: int, replaced: int, stay: bool, context: Context | None) -> None:
         super().__init__()
-        self.replaced, self.context = replaced, context
+        self.replaced, self.stay, self.context = replaced, stay, context
         self.general = normal(c.std, c.general, width) if c.general else None
         std = c.std if c.position_std is None else c.position_std
         self.position = normal(std, c.frames, c.position, width) if c.position else None
@@ -213,37 +215,34 @@ class FramePrompts(LayerTuner):
     def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         globals_BMD, frames = layout.split(x)
         B, T, L, _ = frames.shape
-        kept = frames[:, :, : L - self.replaced]
-        parts = [kept]
+        frames = frames[:, :, : L - self.replaced]
+        parts = []
         if self.general is not None:
-            parts.append(self.general.expand(B, T, -1, -1))
+            parts.append(self.general[None, None])
         if self.position is not None:
-            parts.append(nearest(self.position, layout).expand(B, -1, -1, -1))
+            parts.append(nearest(self.position, layout))
         if self.context is not None:
-            parts.append(self.context(kept[:, :, 0], layout.frame_mask))
-        return layout.join(globals_BMD, torch.cat([p.to(x.dtype) for p in parts], 2))
+            parts.append(self.context(frames[:, :, 0], layout.frame_mask))
+        prompts = tuple(p.to(x.dtype) for p in parts)
+        if self.stay:
+            return layout.join(globals_BMD, torch.cat([frames, *(p.expand(B, T, -1, -1) for p in prompts)], 2))
+        x, layout = layout.join(globals_BMD, frames) if self.replaced else (x, layout)
+        return x, layout._replace(seen=prompts)
 
 
 class VideoPrompts(LayerTuner):
-    """Prompts of one layer that sees the whole video; the first such layer drops the frames' prompts (`dropped`) and
-    adds the frame embedding."""
+    """Prompts of one layer that sees the whole video; the first such layer adds the frame embedding."""
 
-    def __init__(self, c: VopConfig, width: int, first: bool, dropped: int) -> None:
+    def __init__(self, c: VopConfig, width: int, first: bool) -> None:
         super().__init__()
-        self.dropped = dropped
         self.prompts = normal(c.std, c.per_frame, width) if c.per_frame else None
         self.frame_position = normal(c.position_std or 0.0, c.frames, width) if first else None
+        self.attend = jointly
 
     def before(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
-        _, frames = layout.split(x)
         if self.frame_position is not None:
-            frames = frames[:, :, : frames.shape[2] - self.dropped]
-            frames = frames + interpolated(self.frame_position, layout)[:, :, None].to(x.dtype)
-        prompts = x[:, :0] if self.prompts is None else self.prompts.to(x.dtype).expand(len(x), -1, -1)
-        return layout.join(prompts, frames)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        return jointly(q, k, v, layout)
+            x = (layout.split(x)[1] + interpolated(self.frame_position, layout)[:, :, None].to(x.dtype)).flatten(1, 2)
+        return x, layout if self.prompts is None else layout._replace(seen=(self.prompts[None].to(x.dtype),))
 
 
 class TextPrompts(LayerTuner):
@@ -286,12 +285,13 @@ class Vop(Layered):
         # registered before the layers that share it, so that its tensors bear its name
         self.context = Context(c, base.vision, base.activation) if c.context and frame_layers else None
         width = base.vision.width
-        for i in c.depth("vision", layers) if c.per_frame or c.joint_layers else ():
+        depth, stay = c.depth("vision", layers) if c.per_frame or c.joint_layers else (), False
+        for i in depth:
             if i < frame_layers:
-                self.place("vision", i, FramePrompts(c, width, c.per_frame if i else 0, self.context))
+                replaced, stay = c.per_frame if stay else 0, i + 1 < layers and i + 1 not in depth
+                self.place("vision", i, FramePrompts(c, width, replaced, stay, self.context))
             else:
-                first = i == frame_layers
-                self.place("vision", i, VideoPrompts(c, width, first, c.per_frame if first and i else 0))
+                self.place("vision", i, VideoPrompts(c, width, i == frame_layers))
         for i in c.depth("text", base.text.layers) if self.text_slots else ():
             self.place("text", i, TextPrompts(c, base.text.width, self.slots))
 
