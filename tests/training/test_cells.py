@@ -6,19 +6,21 @@ import pytest
 import torch
 import yaml
 
+import clipreel
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.training.cells import Cell, cells
 from clipreel.training.config import read
 from clipreel.training.optim import by_rules
 from clipreel.training.post_pretraining import PostPretrainConfig, every_option
-from clipreel.training.tuning import resolved
+from clipreel.training.tuning import read_config, resolved
 from clipreel.tuners import build
 from clipreel.tuners.counting import ARCHITECTURES
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RUNS = [CONFIGS / "clip_vip" / f"{n}.yaml" for n in ("post_pretrain_b32", "post_pretrain_b16", "shapes")]
-TABLES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(RUNS))
+TABLES = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if "cells" in yaml.safe_load(p.read_text())]
+STUDY = [p for p in sorted(CONFIGS.glob("shapes/*.yaml")) if p.stem != "default"]
 OF_MODEL = {"openai/clip-vit-base-patch32": "ViT-B/32", "openai/clip-vit-base-patch16": "ViT-B/16"}
 
 
@@ -34,6 +36,19 @@ def test_every_cell_builds_and_its_rules_meet_parameters(path: Path) -> None:
         for figures in (cell.t2v, cell.v2t, cell.dual_softmax):
             recalls = [figures[k] for k in ("R@1", "R@5", "R@10") if k in figures]
             assert recalls == sorted(recalls)
+
+
+def test_every_paper_has_its_tables() -> None:
+    assert {p.parent.name for p in TABLES} == {"clip_vip", "mv_adapter", "petl", "vop"}
+    assert sum(len(cells(p)) for p in TABLES) > 100
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda p: p.stem)
+def test_every_config_of_the_study_builds(path: Path) -> None:
+    config = read_config(path)
+    clip = clipreel.load("shapes-tiny", device="cpu").clip
+    assert sum(p.numel() for p in build(config.method, clip, resolved(config)).parameters()) > 0
+    assert (config.model, config.data.path, config.frames, config.order) == ("shapes-tiny", "shapes", 8, "opposites")
 
 
 def clip_vip(name: str) -> dict[str, Cell]:
