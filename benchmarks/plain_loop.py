@@ -105,7 +105,7 @@ class PlainLoop:
             return self.plain(frames.to(self.device), ids.to(self.device))
 
     def step(self, frames: Tensor, ids: Tensor) -> None:
-        self.optimiser.zero_grad()
         self.loss(frames, ids).backward()
         nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimiser.step()
+        self.optimiser.zero_grad()

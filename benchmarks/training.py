@@ -2,7 +2,7 @@
 
 `python benchmarks/training.py [--videos N] [--threads N]` -> results/training.json. First loss and gradients of both
 are compared, with the same weights, prompts and batch; then they are timed in turns. Memory is measured in a process of
-its own for each: `peak_bytes` above what it held before its steps, and `kept_bytes`, exactly what autograd holds
+its own for each: `peak_bytes` above weights and moments, and `kept_bytes`, exactly what autograd holds
 between forward and backward. `1/2` and `1/4` are feature-cache micro-batches of that share of the batch.
 `--device cuda --precision bfloat16 --videos 32` gives the same on a GPU, and the share of its measured GEMM peak.
 """
@@ -158,9 +158,9 @@ def kept_bytes(loss: Callable[[], Tensor], weights: nn.Module) -> int:
 
 
 def memory(step: Callable[[Batch], None], batch: Batch, device: str) -> int:
-    """Bytes above what was held before, at the peak of two steps (the second one has the optimiser's moments).
+    """Bytes above weights and moments of the optimiser (equal for all), at the peak of two steps.
 
-    One row goes through first, so that code and buffers of the libraries are there and do not count.
+    One row goes through first, so that the moments, and code and buffers of the libraries, are there.
     """
     step(batch.rows(0, 1))
     if device != "cpu":

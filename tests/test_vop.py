@@ -14,7 +14,7 @@ from clipreel.heads import unit
 from clipreel.official.vop import VOP_PROMPTS
 from clipreel.patterns import Layout
 from clipreel.tuners import TUNERS, build
-from clipreel.tuners.vop import FrameLSTM, Vop, VopConfig, interpolated, nearest
+from clipreel.tuners.vop import FrameLSTM, Vop, VopConfig, interpolated, nearest, recur
 
 F, K = 4, 3
 
@@ -135,6 +135,21 @@ def test_the_lstm_is_the_one_of_torch(directions: int) -> None:
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     wanted, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
     torch.testing.assert_close(ours(x, mask)[mask], wanted[mask])
+
+
+@pytest.mark.parametrize("mask", [None, torch.arange(5) < torch.tensor([[2], [5], [3]])])
+def test_the_gradient_of_the_lstm_is_that_of_autograd(mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    lstm, x = FrameLSTM(6, 2), torch.randn(3, 5, 6, requires_grad=True)
+    weight = torch.randn(3, 5, 12)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad((lstm(x, mask) * weight).sum(), [x, *lstm.parameters()])
+
+    got = gradients()
+    monkeypatch.setattr("clipreel.tuners.vop.Recurrence.apply", lambda *args: recur(*args)[0])
+    for a, b in zip(got, gradients(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_text_is_cut_only_where_that_is_exact(clip: Clip) -> None:
