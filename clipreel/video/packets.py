@@ -96,6 +96,9 @@ class Clock:
         self.end += time.monotonic() - since
 
 
+STATED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that state the size of pictures and their times
+
+
 def check_file(path: Path) -> None:
     """Raises DecodeError for what cannot be a video file before anything is opened."""
     try:
@@ -116,7 +119,13 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """The container and its first moving video stream, one decoding thread."""
     check_file(path)
     try:
-        container = av.open(os.fsencode(path).decode("utf-8", "surrogateescape"), metadata_errors="ignore")
+        name = os.fsencode(path).decode("utf-8", "surrogateescape")
+        # opening decodes a picture to learn its format; containers that state sizes and times do not need it, and at
+        # 1080p it costs as much as a keyframe
+        container = av.open(name, metadata_errors="ignore", options={"skip_frame": "all"})
+        if container.format.name not in STATED or not all(s.width for s in container.streams.video):
+            container.close()
+            container = av.open(name, metadata_errors="ignore")
     except (av.FFmpegError, UnicodeError, OSError) as e:
         raise DecodeError(path, "not-video", str(getattr(e, "strerror", "") or type(e).__name__)) from e
     streams = [s for s in container.streams.video if not is_cover(s)]
