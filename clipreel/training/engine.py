@@ -25,6 +25,7 @@ from clipreel.training import checkpoint, distributed
 from clipreel.training.blame import not_finite
 from clipreel.training.checkpoint import State
 from clipreel.training.config import TrainConfig, as_dict, differences, to_yaml
+from clipreel.training.heap import keep_freed_memory
 from clipreel.training.log import Clock, RunLog, Say
 from clipreel.training.microbatch import Passes, fitting_rows, gradients, seed_all
 from clipreel.training.optim import Updater
@@ -110,6 +111,8 @@ def fit(
     Raises ClipreelError that names the samples of a loss that is not finite; for a full disk, a lost process, a folder
     with a run of another config.
     """
+    if all(p.device.type == "cpu" for p in recipe.trained().values()):
+        keep_freed_memory()
     with torch.random.fork_rng():
         return _Run(recipe, loader, config, Path(folder), validator, dict(facts or {}), progress, say).go()
 

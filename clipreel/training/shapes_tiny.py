@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.data.shapes_stills import ATTRIBUTES, Still, questions, stills
 from clipreel.heads import unit
+from clipreel.training.heap import keep_freed_memory
 
 SEED, BATCH, STEPS, WARM_UP, RATE, DECAY, WORDS = 0, 128, 5400, 200, 1.5e-3, 0.05, 0.2
 # single things come first: shapes are the slowest to learn, and everything else needs them
@@ -189,6 +190,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     size = 64
     spec = build_tokenizer([s.caption for s in islice(stills("words", 8), 20_000)])
     words = Words(spec)
