@@ -154,6 +154,7 @@ def prepare(
     timeout_s: float = 120.0,
     renew: bool = False,
     verify: bool = False,
+    wait: bool = False,
     forecast: Callable[[Forecast], None] = lambda forecast: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
@@ -161,14 +162,15 @@ def prepare(
 
     Frames are resized and cut as the model wants them and kept as uint8 before normalisation; the float resizes of
     `Preprocess` are rounded to it. Videos whose file changed are made anew. `verify` hashes what is there and makes
-    damaged shards anew, `renew` starts over. `workers` threads decode. Raises ClipreelError, before anything is
-    written, for a cache of another recipe and for a disk that is too small.
+    damaged shards anew, `renew` starts over. `workers` threads decode. While another process writes, `wait` for it.
+    Raises ClipreelError, before anything is written, for a cache of another recipe, for a disk that is too small, and
+    without `wait` for one that another process is writing.
     """
     folder, recipe, report = Path(folder), CacheRecipe.of(preprocess, sampling), Prepared()
     unique = {s.id: s for s in samples}
     if len(unique) != len(samples):
         raise ClipreelError(f"{len(samples)} samples have {len(unique)} ids; give each its own id")
-    with locked(folder):
+    with locked(folder, wait):
         old = existing(folder, recipe, renew)
         damage = {s.name: None if renew else s.damage(folder, hashed=verify) for s in old}
         report.warnings = [(str(folder), f"{d}; what it held is made again") for d in damage.values() if d]

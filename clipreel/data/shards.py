@@ -230,8 +230,8 @@ class Writer:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second writer out while the first lives; readers are not concerned."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps a second writer out while the first lives, or lets it `wait`; readers are not concerned."""
     import fcntl
 
     try:
@@ -243,7 +243,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from e
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as e:
             raise ClipreelError(f"another process is writing the frame cache at {folder}; wait for it") from e
         yield

@@ -120,7 +120,7 @@ def cached(
         if f.videos:
             say(f"decoding {f.videos} videos into {folder} ({f.bytes / 2**20:.0f} MiB)")
 
-    made = prepare(samples, folder, preprocess=model.preprocess, sampling=sampling, forecast=forecast)
+    made = prepare(samples, folder, preprocess=model.preprocess, sampling=sampling, wait=True, forecast=forecast)
     return FrameCache(folder), made.skipped
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -342,3 +343,15 @@ def test_float_resizes_are_rounded(films: list[Sample], place: Path) -> None:
     exact = read_frames(films[0].video, EVEN, transform=recipe.pixels).pixels
     stored = torch.tensor(FrameCache(place)["film 0"]).float() / 255
     assert (stored - exact.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_second_writer_can_wait_for_the_first(films: list[Sample], place: Path) -> None:
+    order: list[str] = []
+    with locked(place):
+        second = Thread(target=lambda: (run(films, place, wait=True), order.append("second")))
+        second.start()
+        second.join(0.3)
+        order.append("first")
+    second.join(60)
+    assert order == ["first", "second"]
+    check(films, place)
