@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
@@ -69,27 +71,37 @@ def encode_videos(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     """Vectors (V, E), NaN rows for videos that could not be read, and those videos with their reasons."""
-    vectors = torch.full((len(samples), model.embed_dim), torch.nan)
     failed: list[tuple[str, str]] = []
     sampling = replace(model.sampling, frames=frames)
-    of = {s.video: s for s in samples}
 
-    def read(path: Path) -> Frames:
-        s = of[path]
-        return read_frames(path, sampling, start_s=s.start_s, end_s=s.end_s, transform=model.preprocess.pixels)
+    def read(s: Sample) -> Frames:
+        return read_frames(s.video, sampling, start_s=s.start_s, end_s=s.end_s, transform=model.preprocess.pixels)
 
-    waiting: list[tuple[int, torch.Tensor]] = []
-    for n, (path, found) in enumerate(read_many([s.video for s in samples], read)):
-        if isinstance(found, DecodeError):
-            failed.append((str(path), found.reason))
-        else:
-            waiting.append((n, found.pixels))
-        if waiting and (len(waiting) == BATCH or n + 1 == len(samples)):
-            pixels = torch.stack([model.preprocess.normalise(p) for _, p in waiting])
-            vectors[[i for i, _ in waiting]] = model.encode_video(pixels).cpu()
-            waiting = []
-        progress(n + 1, len(samples))
-    return vectors, failed
+    def stacks() -> Iterator[torch.Tensor | None]:
+        for n, (sample, found) in enumerate(read_many(samples, read), 1):
+            if isinstance(found, DecodeError):
+                failed.append((str(sample.video), found.reason))
+            yield None if isinstance(found, DecodeError) else found.pixels
+            progress(n, len(samples))
+
+    return encode_stacks(model, stacks(), len(samples)), failed
+
+
+@torch.no_grad()
+def encode_stacks(model: Retriever, stacks: Iterable[torch.Tensor | None], count: int) -> torch.Tensor:
+    """Vectors (count, E) of videos given as uint8 frames (T, 3, H, W), a few at a time; NaN rows where one is None.
+
+    Videos may differ in frames: shorter ones are padded and masked.
+    """
+    vectors = torch.full((count, model.embed_dim), torch.nan)
+    there = ((i, stack) for i, stack in enumerate(stacks) if stack is not None)
+    while batch := list(islice(there, BATCH)):
+        rows, found = zip(*batch, strict=True)
+        lengths = torch.tensor([len(stack) for stack in found])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        pixels = model.preprocess.normalise(pad_sequence(list(found), batch_first=True).to(model.device))
+        vectors[list(rows)] = model.encode_video(pixels, None if mask.all() else mask).cpu()
+    return vectors
 
 
 def evaluate_samples(

@@ -25,7 +25,7 @@ from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval, gain, overall, recalls, verdict
 from clipreel.evaluation.metrics import Result
-from clipreel.evaluation.runs import evaluate_vectors
+from clipreel.evaluation.runs import encode_stacks, evaluate_vectors
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.training.batches import Augment, Loader
@@ -39,7 +39,6 @@ from clipreel.training.recipe import Recipe, RetrievalRecipe
 from clipreel.training.starting import start_from
 from clipreel.tuners import build, method, options
 
-BATCH = 16  # videos encoded at once while measuring
 Frames = Mapping[str, np.ndarray]
 Say = Callable[[str], None]
 
@@ -124,20 +123,10 @@ def cached(
     return FrameCache(folder), made.skipped
 
 
-@torch.no_grad()
 def encode_cached(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int) -> torch.Tensor:
     """Vectors (V, E) of cached videos; NaN rows for those that are missing, which count as missed."""
-    found = torch.full((len(samples), model.embed_dim), torch.nan)
-    here = [i for i, s in enumerate(samples) if s.id in frames]
-    for start in range(0, len(here), BATCH):
-        rows = here[start : start + BATCH]
-        stacks = [torch.from_numpy(np.array(taken(frames[samples[i].id], count))) for i in rows]
-        longest = max(len(s) for s in stacks)
-        mask = torch.tensor([[t < len(s) for t in range(longest)] for s in stacks])
-        padded = torch.stack([torch.cat([s, s[-1:].expand(longest - len(s), -1, -1, -1)]) for s in stacks])
-        pixels = model.preprocess.normalise(padded.to(model.device))
-        found[rows] = model.encode_video(pixels, None if mask.all() else mask).cpu()
-    return found
+    stacks = (torch.from_numpy(np.array(taken(frames[s.id], count))) if s.id in frames else None for s in samples)
+    return encode_stacks(model, stacks, len(samples))
 
 
 def taken(stored: np.ndarray, count: int) -> np.ndarray:
