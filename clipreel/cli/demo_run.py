@@ -89,10 +89,10 @@ def shapes(model: str, out: Path, device: str) -> int:
     rows = {**rows, f"{DEMO.method}, {DEMO.train.steps} steps": tuned.compared.after}
     print(indented(table({k: rows[k] for k in list(rows)[1:]})))
     print(f"   {SAID[tuned.compared.helped]}\n\n4. Indexing the folder with the adapter")
-    index, report = indexed(tuned.after, folder, out)
+    index, report = indexed(tuned.after.model, folder, out)
     print("\n5. Searching it")
     captions = {os.path.abspath(s.video): s.captions[0] for s in samples}
-    found = search(Searcher(index, tuned.after), SHAPES_QUERIES, folder, captions)
+    found = search(Searcher(index, tuned.after.model), SHAPES_QUERIES, folder, captions)
     page = write(
         out,
         "clipreel demo",
@@ -116,7 +116,6 @@ def tuned_live(base: Retriever, out: Path) -> Tuned:
     """The demo's method on this base; the same command again finds it done."""
     line = Progress("   step")
     tuned = tune(replace(DEMO, model=base.name), out / "tuned", scratch=out, base=base, progress=line, say=silent)
-    tuned.facts["method"] = DEMO.method
     page(tuned, out / "tuned")
     return tuned
 

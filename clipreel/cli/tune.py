@@ -79,7 +79,6 @@ def tune(
         tuned = run(found, folder, scratch=cache, base=base, progress=progress, say=say)
     if not here.first:
         return 0
-    tuned.facts["method"] = found.method
     report = page(tuned, folder)
     c = tuned.compared
     if json:

@@ -10,7 +10,7 @@ import torch
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.report import protocol
-from clipreel.training.tuning import Compared, Tuned, encode_cached
+from clipreel.training.tuning import Compared, Tuned
 
 CARDS = 4
 SAID = {
@@ -31,7 +31,7 @@ def page(tuned: Tuned, out: Path) -> Path:
     if tuned.general is not None:
         lead = f"A second set that the adapter was not made for. {gained(tuned.general)}"
         sections.insert(1, Section("Other videos", lead, intervals(tuned.general)))
-    title = f"{tuned.facts['method']} on {tuned.before.name}"
+    title = f"{tuned.facts['method']} on {tuned.before.model.name}"
     lead = f"Before and after tuning, on {len(tuned.pairs.held_out)} held-out videos that took no part in it."
     path = out / "report.html"
     path.write_text(gallery.page(title, lead, sections), "utf-8")
@@ -71,13 +71,12 @@ def costs(tuned: Tuned) -> str:
 
 def examples(tuned: Tuned, out: Path) -> list[Section]:
     """The queries whose video rose or fell most, by the ratio of ranks."""
-    samples, frames = tuned.pairs.held_out, tuned.frames
+    samples = tuned.pairs.held_out
     captions = [c for s in samples for c in s.captions]
     owner = [i for i, s in enumerate(samples) for _ in s.captions]
-    scores = []
-    for model in (tuned.before, tuned.after):
-        videos = encode_cached(model, samples, frames, tuned.after.sampling.frames)
-        scores.append((model.encode_text(captions).cpu() @ videos.T).nan_to_num(-1.0))
+    scores = [
+        (one.model.encode_text(captions).cpu() @ one.videos.T).nan_to_num(-1.0) for one in (tuned.before, tuned.after)
+    ]
     assert tuned.compared.before.ranks is not None
     assert tuned.compared.after.ranks is not None
     before, after = (r[0].expected() for r in (tuned.compared.before.ranks, tuned.compared.after.ranks))

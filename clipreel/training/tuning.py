@@ -90,6 +90,20 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """A model, its vectors (V, E) of the held-out videos, and its result on them."""
+
+    model: Retriever
+    videos: torch.Tensor
+    result: Result
+
+    def having(self, selection: str) -> Looked:
+        """The same, stamped with how the weights were selected."""
+        stamp = self.result.stamp.having(selection=selection)
+        return replace(self, result=replace(self.result, stamp=stamp))
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What `tune` made: the adapter's folder, the models before and after, both measured on the held-out pairs.
 
@@ -97,10 +111,9 @@ class Tuned:
     """
 
     adapter: Path
-    before: Retriever
-    after: Retriever
+    before: Looked
+    after: Looked
     pairs: Pairs
-    frames: Frames
     outcome: Outcome
     compared: Compared
     last: Result
@@ -138,6 +151,12 @@ def taken(stored: np.ndarray, count: int) -> np.ndarray:
 
 def measured(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Result:
     return evaluate_vectors(model, samples, encode_cached(model, samples, frames, count), split, count)
+
+
+def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
+    """A result, and the vectors that it was made of."""
+    videos = encode_cached(model, samples, frames, count)
+    return Looked(model, videos, evaluate_vectors(model, samples, videos, split, count))
 
 
 def compare(before: Result, after: Result, samples: Sequence[Sample]) -> Compared:
@@ -245,21 +264,28 @@ def tune(
         progress=progress,
         say=say,
     )
-    last = adapted(base, tuner_with(base, config, outcome.last), config)
-    after = adapted(base, tuner_with(base, config, outcome.selected), config)
     split = f"{config.data.path} held out"
-    count = config.frames
-    results = [measured(r, pairs.held_out, frames, count, split) for r in (plain(base, config), last, after)]
+
+    def seen(model: Retriever, selection: str) -> Looked:
+        return look(model, pairs.held_out, frames, config.frames, split).having(selection)
+
     how = outcome.selected.selection
-    stamped = [at(r, s) for r, s in zip(results, (how, outcome.last.selection, how), strict=True)]
-    compared = compare(stamped[0], stamped[2], pairs.held_out)
-    general = after_first(lambda: general_check(config, base, after, scratch, say)) if config.data.general else None
+    before = seen(plain(base, config), how)
+    after = seen(adapted(base, tuner_with(base, config, outcome.selected), config), how)
+    if outcome.last.step == outcome.selected.step:
+        last = after.having(outcome.last.selection)
+    else:
+        last = seen(adapted(base, tuner_with(base, config, outcome.last), config), outcome.last.selection)
+    compared = compare(before.result, after.result, pairs.held_out)
+    general = (
+        after_first(lambda: general_check(config, base, after.model, scratch, say)) if config.data.general else None
+    )
     adapter = folder / "adapter"
     on_first(
         lambda: str(
             save_adapter(
                 adapter,
-                after,
+                after.model,
                 config.method,
                 chosen,
                 trained_on={"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step},
@@ -269,13 +295,17 @@ def tune(
             )
         )
     )
-    facts = costs(tuner, adapter, outcome)
+    facts = {"method": config.method, **costs(tuner, adapter, outcome)}
     if world().first:
-        made = {"config": as_dict(config), "costs": facts, "compared": compared.to_dict(), "last": stamped[1].to_dict()}
+        made = {
+            "config": as_dict(config),
+            "costs": facts,
+            "compared": compared.to_dict(),
+            "last": last.result.to_dict(),
+        }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
-    before = plain(base, config)
-    return Tuned(adapter, before, after, pairs, frames, outcome, compared, stamped[1], general, facts, skipped)
+    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped)
 
 
 def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
@@ -286,10 +316,6 @@ def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
         allowed = ", ".join(base.preprocess.to_dict())
         raise ClipreelError(f"pixels: {', '.join(changes)} do not all fit ({e}); allowed are {allowed}") from e
     return base.adapted(base.tuner, adapter=base.adapter, preprocess=pixels) if changes else base
-
-
-def at(result: Result, selection: str) -> Result:
-    return replace(result, stamp=result.stamp.having(selection=selection))
 
 
 def plain(base: Retriever, config: TuneConfig) -> Retriever:
