@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +211,3 @@ def load(source: str | Path, adapter: str | Path | None = None, **options: Any) 
         return load_alpro(source, **{k: v for k, v in options.items() if k != "download"})
     model = load_base(source, **options)
     return model if adapter is None else with_adapter(model, adapter)
-
-
-def verdict(folder: str | Path, helped: bool, metrics: Mapping[str, Any]) -> None:
-    """Write the outcome of a comparison into an adapter."""
-    config = read_config(folder)
-    write_config(Path(folder), replace(config, helped=helped, metrics=dict(metrics)))
