@@ -12,6 +12,7 @@ from clipreel.cli.search import Flag, Many, check_helps, described, dump, engine
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
     from clipreel.search.index import Index
     from clipreel.search.indexer import Report
 
@@ -32,6 +33,8 @@ def index(
     time_limit: float = 120.0,
     workers: int = 2,
     frames: Flag = False,
+    watch: Flag = False,
+    commercial: Flag = False,
     device: str = "auto",
     engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
@@ -54,10 +57,13 @@ def index(
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
         frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
+        watch: Stay, and follow what comes, changes and goes, until Ctrl-C.
+        commercial: Refuse a base or an adapter that may not be used commercially, saying why.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
+    from clipreel.licences import require_commercial
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import facts_of, update
     from clipreel.search.rerank import FACT, FrameStore
@@ -77,6 +83,8 @@ def index(
     if existing and frames:
         FrameStore(existing)  # refuses an index that was made without
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
+    if commercial:
+        require_commercial(name, adapter)
     retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     store = existing or Index.create(place, facts_of(retriever, cut) | (FACT if frames else {}))
     if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
@@ -90,10 +98,32 @@ def index(
     there = [r for r in roots if r not in gone]
     report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
     report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
-    return told(report, place, roots, json)
+    code = told(report, place, roots, json, watch)
+    canaries(store, retriever)
+    if watch:
+        from clipreel.search.watch import watch as follow
+
+        def again(found: Report) -> None:
+            told(found, place, roots, json, True)
+            canaries(store, retriever)
+
+        print(f"watching {', '.join(map(shown, there))}; Ctrl-C ends it", file=sys.stderr)
+        follow(store, retriever, there, again, timeout_s=time_limit, workers=workers)
+    return code
 
 
-def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
+def canaries(store: Index, model: Retriever) -> None:
+    """Warns where the answers of saved queries moved."""
+    from clipreel.search.canary import moved
+    from clipreel.search.query import Searcher
+
+    if store.facts.get("canary"):
+        for row in moved(store, Searcher(store, model)):
+            if row.warns:
+                print(f"note: {shown(str(row))} (clipreel canary run)", file=sys.stderr)
+
+
+def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:
     """Prints what indexing did; returns the exit code."""
     if json:
         print(dump({**vars(report), "index": place}))
@@ -107,7 +137,7 @@ def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
         print(f"note: {shown(path)}: {warning}", file=sys.stderr)
     skipped(report.skipped)
     nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
-    if nothing and not report.skipped:
+    if nothing and not report.skipped and not stays:
         raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
     return (2 if nothing else 1) if report.skipped else 0
 
