@@ -227,6 +227,7 @@ def tune(
             "costs": facts,
             "compared": compared.to_dict(),
             "last": last.result.to_dict(),
+            "validation": outcome.selected.metrics,
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
