@@ -7,6 +7,7 @@ convolution is a matrix product, and text is cut behind the last end token (exac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -94,9 +95,10 @@ class VideoTower(Tower):
         weight, pos = self.tensor("patch.weight", tuner), self.tensor("pos", tuner)
         p = weight.shape[-1]
         rows, columns = H // p, W // p  # as in a strided convolution, what does not fill a patch is left out
-        if 1 + rows * columns != pos.shape[0]:
+        side = math.isqrt(pos.shape[0] - 1)
+        if (rows, columns) != (side, side):
             raise ValueError(
-                f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but the model has {pos.shape[0] - 1} "
+                f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but the model has {side}x{side} "
                 "patch positions; preprocess to the size of the model, or load it with another image_size"
             )
         x = frames_BTCHW[..., : rows * p, : columns * p].reshape(B * T, 3, rows, p, columns, p)
