@@ -31,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import Ours, kept_bytes, memory, synchronised
 
 import clipreel
-from clipreel.adapter import WEIGHTS, digest, save_adapter, trained, with_adapter
+from clipreel.adapter import WEIGHTS, save_adapter, trained, with_adapter
 from clipreel.block import Block
+from clipreel.checkpoints import digest
 from clipreel.clip import Clip
 from clipreel.patterns import Layout
 from clipreel.retriever import Retriever

@@ -1,6 +1,7 @@
 """A head trained with a method, or alone: one folder, measured by the scores of the head, and taken by the search."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,24 @@ def test_heads_in_a_table(films: Path, tmp_path: Path) -> None:
     assert rows["alone"]["trainable"] == sum(
         p.numel() for p in read_head(out / "alone" / "seed-0" / "adapter")[0].parameters()
     )
+
+
+def test_care_for_an_adapter_with_a_head(
+    alone: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "kept" / "mine"
+    shutil.copytree(alone[1] / "adapter", folder)
+    assert main(["adapters", "list", str(tmp_path / "kept")]) == 0
+    assert f"frozen with {read_head(folder)[0].name}  on shapes-tiny" in capsys.readouterr().out
+    assert main(["adapters", "verify", str(folder), "--model", "shapes-tiny"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(folder), "--out", str(tmp_path / "merged")]) == 0
+    assert "the head in" in capsys.readouterr().err
+    weights = folder / "head_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert main(["adapters", "verify", str(folder)]) == 2
+    assert "another fingerprint" in capsys.readouterr().err
+    assert main(["adapters", "remove", str(folder)]) == 0
+    assert not folder.exists()
