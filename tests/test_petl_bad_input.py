@@ -75,7 +75,9 @@ def test_a_head_takes_no_video_without_a_real_frame(name: str) -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 32), (32, 8), (16, 24), (8, 8)])
 def test_grids_that_are_not_the_square_of_the_model(model: Retriever, height: int, width: int) -> None:
     """Also one with as many patches: their positions are those of a square."""
-    with pytest.raises(ValueError, match=rf"give {height // 8}x{width // 8} patches of 8, but the model has 2x2"):
+    with pytest.raises(
+        ValueError, match=rf"give {height // 8}x{width // 8} patches of 8, but the model has 4 patch positions"
+    ):
         model.encode_video(torch.randn(1, 2, 3, height, width))
 
 
