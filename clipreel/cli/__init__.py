@@ -23,6 +23,7 @@ from clipreel.cli import (
     prepare,
     quantize,
     search,
+    shards,
     train,
     tune,
 )
@@ -47,6 +48,7 @@ for verb in (
     entities.tag,
     entities.ask,
     prepare.prepare,
+    shards.shards,
     tune.tune,
     gap.gap,
     post_pretrain.post_pretrain,
