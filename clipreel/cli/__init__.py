@@ -10,6 +10,7 @@ from cyclopts import App
 from clipreel import __version__
 from clipreel.cli import (
     adapters,
+    caption,
     compare,
     demo,
     entities,
@@ -51,6 +52,7 @@ for verb in (
     shards.shards,
     tune.tune,
     gap.gap,
+    caption.caption,
     post_pretrain.post_pretrain,
     train.train,
     evaluate.evaluate,
