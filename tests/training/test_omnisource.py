@@ -375,6 +375,7 @@ def test_from_two_corpora_to_an_adapter_that_tuning_starts_from(
     tune = ["tune", str(corpus / "films"), f"start={out / 'adapter'}", "loss=v-s", "frames=2", "batch=4", "lr=1e-9"]
     tune += ["train.steps=1", "data.validation_share=0.3", "data.held_out_share=0.4", "--method", "clip_vip"]
     assert main([*tune, "--on", "shapes-tiny", "--out", str(tmp_path / "tuned"), "--device", "cpu"]) == 0
+    assert "What the proxies look at" in (tmp_path / "tuned" / "report.html").read_text()
     tuned = clipreel.load("shapes-tiny", tmp_path / "tuned" / "adapter", device="cpu")
     torch.testing.assert_close(tuned.encode_text(text), after.encode_text(text), atol=1e-5, rtol=0)
 
