@@ -171,7 +171,7 @@ def recalls(report: dict[str, Any]) -> dict[str, float]:
 
 
 def run_all(
-    legs_of: Callable[[Path, int], list[Leg]], out: Path, seeds: int, base: Retriever
+    legs_of: Callable[[Path, int], list[Leg]], out: Path, cache: Path, seeds: int, base: Retriever
 ) -> dict[tuple[str, int], dict[str, Spread]]:
     """Measures by row and step of post-pretraining, over the seeds."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
@@ -180,14 +180,14 @@ def run_all(
         legs = legs_of(root, seed)
         for done, leg in enumerate(legs, 1):
             print(f"seed {seed}, {done} of {len(legs)}: {leg.folder}", file=sys.stderr, flush=True)
-            run(leg, root, out, base)
+            run(leg, root, cache, base)
             if leg.row:
                 report = json.loads((root / leg.folder / "report.json").read_text("utf-8"))
                 found.setdefault((leg.row, leg.at), []).append(recalls(report))
     return {key: {m: Spread.of([r[m] for r in rows]) for m in MEASURES} for key, rows in found.items()}
 
 
-def estimate(legs: Sequence[Leg], out: Path, seeds: int, base: Retriever) -> float:
+def estimate(legs: Sequence[Leg], out: Path, cache: Path, seeds: int, base: Retriever) -> float:
     """Minutes of the whole study on this machine as it is now, from a few steps of every kind of run."""
     measured: dict[str, tuple[float, float]] = {}
     total = 0.0
@@ -200,7 +200,7 @@ def estimate(legs: Sequence[Leg], out: Path, seeds: int, base: Retriever) -> flo
             for again in range(1 if measured else 2):  # the first run of all decodes the films
                 folder = out / "estimate" / f"{len(measured)}-{again}-{time.time_ns()}"
                 began = time.perf_counter()
-                run(replace(leg, folder="run", config=short), folder, out, base)
+                run(replace(leg, folder="run", config=short), folder, cache, base)
                 wall = time.perf_counter() - began
             log = (folder / "run" / "run" / "log.jsonl").read_text("utf-8").splitlines()
             each = 1 / next(r["steps_per_s"] for r in map(json.loads, log) if r["kind"] == "train")
@@ -263,12 +263,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of all runs, for a trial")
     parser.add_argument("--captions", default=SHAPES, help="file of `clipreel caption`; without it, the world's own")
+    parser.add_argument("--cache", type=Path, help="folder of decoded films, which losses and scale share (--out)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (proxies)")
     parser.add_argument("--estimate", action="store_true", help="only tell how long it would take here")
     args = parser.parse_args(argv)
     if args.seeds < 1 or (args.steps is not None and args.steps < 1):
         raise ClipreelError("give at least one seed and one step")
     lengths = Lengths() if args.steps is None else Lengths(args.steps, args.steps, args.steps)
+    cache = args.cache or args.out
     args.out.mkdir(parents=True, exist_ok=True)
     base = load(MODEL, device="cpu")
     if args.study == "gap":
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.estimate:
         legs = [Leg(n, c) for n, c in configs.items()] if args.study == "proxies" else legs_of(args.out, 0)
-        minutes = estimate(legs, args.out, args.seeds, base)
+        minutes = estimate(legs, args.out, cache, args.seeds, base)
         print(f"{args.study}: about {minutes:.0f} minutes for {args.seeds} seeds, {torch.get_num_threads()} threads")
         return None
     if args.study == "proxies":
@@ -292,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             path.write_text(to_yaml(config), "utf-8")
         print(markdown(study(paths, args.seeds, args.out, jobs=args.jobs, device="cpu")))
         return None
-    found = run_all(legs_of, args.out, args.seeds, base)
+    found = run_all(legs_of, args.out, cache, args.seeds, base)
     rows = [
         {"row": row, "steps": at} | {m: asdict(s) for m, s in spread.items()} for (row, at), spread in found.items()
     ]

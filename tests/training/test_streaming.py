@@ -21,6 +21,7 @@ from clipreel.training.streaming import Streamed
 from clipreel.video.decode import read_frames
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
+from tests.video.make import write
 
 COUNT, SIZE = 11, 16
 
@@ -142,6 +143,17 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(films: list[Sample], 
     assert len(alone.batch(0)) == 1
     with pytest.raises(ClipreelError, match="none of 1 samples can be used"):
         dict(enumerate(stream(tmp_path / "two", captions=None, batch=1).stream(0, 2)))
+
+
+def test_a_video_of_one_frame_is_that_frame_again(tmp_path: Path) -> None:
+    write(tmp_path / "short.mp4", frames=1)
+    write(tmp_path / "long.mp4", frames=20)
+    samples = [Sample(n, tmp_path / f"{n}.mp4", (n,)) for n in ("short", "long")]
+    make_shards(samples, tmp_path / "s")
+    batch = stream(tmp_path / "s", captions=None, batch=2, sampling=Sampling("uniform", 4)).batch(0)
+    short, long = (batch.frames[batch.names.index(n)] for n in ("short", "long"))
+    assert all(torch.equal(frame, short[0]) for frame in short)
+    assert not torch.equal(long[0], long[-1])
 
 
 def test_a_shard_that_shrinks_while_it_is_read(place: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_table_over_seeds(
 def test_an_estimate_counts_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vip_studies, "run", fake)
     base = clipreel.load("shapes-tiny", device="cpu")
-    minutes = estimate(loss_legs(tmp_path, 0, SHORT, "shapes"), tmp_path, 3, base)
+    minutes = estimate(loss_legs(tmp_path, 0, SHORT, "shapes"), tmp_path, tmp_path, 3, base)
     steps = 6 + len(LOSSES) * (8 + 6)
     assert minutes == pytest.approx(3 * steps * 0.5 / 60, rel=0.1)
 
