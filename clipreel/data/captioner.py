@@ -102,7 +102,7 @@ def load(source: str, download: bool) -> tuple[Any, Any]:
     try:
         processor = AutoProcessor.from_pretrained(source, local_files_only=not download)
         model = AutoModelForImageTextToText.from_pretrained(source, local_files_only=not download, use_safetensors=True)
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         hint = "" if download or Path(source).is_dir() else "; allow one download with --download"
         raise ClipreelError(f"{source} cannot be loaded as an image captioner ({reason}){hint}") from e

@@ -19,6 +19,8 @@ from clipreel.training.shapes_captioner import main as train
 from clipreel.video.decode import read_frames
 from clipreel.video.sampling import Sampling
 
+SIDES = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
+QUESTION = "What does the image describe ?"
 WORDS = ["a red circle and a blue square", "an orange ring", "a large green star left of a small heart"]
 
 
@@ -54,6 +56,42 @@ def git(folder: Path) -> Path:
     return folder
 
 
+def florence(folder: Path) -> Path:
+    """A Florence-2, which has to be asked."""
+    from transformers import (
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(2)
+    plain = tokenizer([*WORDS, QUESTION])
+    ends = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer, extra_special_tokens={"image_token": "<image>"}, **ends
+    )
+    four = {"embed_dim": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2), "num_groups": (1, 2, 2, 2), "depths": (1, 1, 1, 1)}
+    layers = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in SIDES.items()}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    text = {"model_type": "bart", "vocab_size": len(words), "d_model": 16, "max_position_embeddings": 64}
+    config = Florence2Config(
+        vision_config=four | {"window_size": 2, "projection_dim": 16, "max_position_embeddings": 8},
+        text_config=text | layers | ids | {"decoder_start_token_id": 3, "forced_eos_token_id": None},
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        **ids,
+    )
+    model = Florence2ForConditionalGeneration(config)
+    model.generation_config.forced_eos_token_id = None
+    model.generation_config.suppress_tokens = [0, 1, 2, 3, len(words) - 1]
+    model.save_pretrained(folder)
+    square = {"height": 64, "width": 64}
+    eye = CLIPImageProcessor(size=square, do_center_crop=False, image_seq_length=2 * 2 + 1)
+    Florence2Processor(eye, words).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return ShapesWorld().write_videos(tmp_path_factory.mktemp("films"), "val", count=5)
@@ -64,15 +102,16 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     return Captioner(str(blip(tmp_path_factory.mktemp("blip"))), words=4)
 
 
-@pytest.mark.parametrize("kind", [blip, git])
+@pytest.mark.parametrize("kind", [blip, git, florence])
 def test_a_batch_is_captioned_as_its_images(kind: Any, tmp_path: Path, films: list[Sample]) -> None:
     made = Captioner(str(kind(tmp_path)), words=5)
     images = [read_frames(s.video, Sampling("uniform", 1)).pixels[0].numpy() for s in films[:3]]
     said = made(images)
     assert said == [made([image])[0] for image in images]
-    known = {w for c in WORDS for w in c.split()}
+    known = {w for c in [*WORDS, QUESTION] for w in c.split()}
     assert all(len(text.split()) <= 5 and set(text.split()) <= known for text in said)
     assert any(said)
+    assert made.prompt == ("<CAPTION>" if kind is florence else "")
     assert made.licence == ("bsd-3-clause" if kind is blip else "unknown")
 
 
