@@ -208,14 +208,18 @@ def check_shards(
     `decode` decodes a frame of every video too; `renew` writes the index of what is there now. Raises ClipreelError
     where there are no shards.
     """
-    home = Path(index or place)
-    before = known_files(home) if home.is_dir() and not renew else {}
-    urls = [joined(str(home), name) for name in before] or tars(place)
+    home = str(index or place)
+    there = not renew and size_of(joined(home, MANIFEST)) is not None
+    before = {f.name: f for f in read_manifest(home)} if there else {}
+    urls = [joined(home, name) for name in before] or tars(place)
     names = list(before) or [Path(u).name if index is None else u for u in urls]
-    if not before and index is None and ("://" in place or not home.is_dir()):
+    if not before and index is None and not Path(place).is_dir():
         raise ClipreelError(f"{place} has no index, and one cannot be written beside it; say --index FOLDER")
+    if len({Path(n).name for n in names}) < len(names):
+        raise ClipreelError(f"two shards of {place} have the same name in different folders; index them one by one")
     found, files = Checked(shards=len(urls)), []
-    home.mkdir(parents=True, exist_ok=True)
+    if not before:
+        Path(home).mkdir(parents=True, exist_ok=True)
     for done, (name, url) in enumerate(zip(names, urls, strict=True), 1):
         old = before.get(name)
         if old is not None and size_of(url) is None:
@@ -236,10 +240,10 @@ def check_shards(
             found.problems += undecodable(url, contents)
         if old is None:
             files.append(ShardFile(**{**asdict(file), "problems": tuple(problems)}))
-            put(home / (Path(name).name + INDEX), contents.to_json())
+            put(Path(home) / (Path(name).name + INDEX), contents.to_json())
         progress(done, len(urls))
     if files:
-        write_manifest(home, files)
+        write_manifest(Path(home), files)
         found.indexed = True
     return found
 

@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ SCHEMA = 1
 MANIFEST, INDEX = "shards.jsonl", ".index.json"
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "jpg", "jpeg", "png")
 TEXTS = ("json", "txt")
+WAITS_S = (1.0, 5.0)  # before a read of a remote place is tried again
 NEAR = 1 << 18  # a gap of so few bytes is read rather than left out
 Span = tuple[int, int]
 
@@ -150,8 +152,8 @@ class Shards:
         for run in runs:
             start, end = found.spans[run[0]][0], found.spans[run[-1]][1]
             try:
-                data = get(self.url(shard), start, end)
-            except (OSError, ValueError) as e:
+                data = get_again(self.url(shard), start, end)
+            except Exception as e:  # the clients of remote places raise types of their own
                 parts += [Damaged(f"cannot be read ({str(e)[:120]})")] * len(run)
                 continue
             for a, b in (found.spans[row] for row in run):
@@ -249,6 +251,18 @@ def get(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """A file, or a range of its bytes. Raises OSError, or ClipreelError for a kind of URL that cannot be read here."""
     fs, path = system(url)
     return bytes(fs.cat_file(path, start=start, end=end))
+
+
+def get_again(url: str, start: int, end: int) -> bytes:
+    """The same, with a second and a third try for what may pass."""
+    for wait in WAITS_S:
+        try:
+            return get(url, start, end)
+        except (FileNotFoundError, PermissionError, ClipreelError):
+            break
+        except Exception:
+            time.sleep(wait)
+    return get(url, start, end)
 
 
 def size_of(url: str) -> int | None:

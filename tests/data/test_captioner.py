@@ -201,14 +201,8 @@ def test_captioners_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_trained_captioner_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import sys
-
     folder = tmp_path / "captioner"
-    argv, sys.argv = sys.argv, ["x", "--out", str(folder), "--steps", "2", "--asked", "4", "--threads", "1"]
-    try:
-        train()
-    finally:
-        sys.argv = argv
+    train(["--out", str(folder), "--steps", "2", "--asked", "4", "--threads", "1"])
     losses = [json.loads(line)["loss"] for line in (folder / "training.jsonl").read_text().splitlines()]
     assert len(losses) == 2
     assert json.loads((folder / "measured.json").read_text())["steps"] == 2

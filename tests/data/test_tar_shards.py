@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipreel.cli import main
+from clipreel.data import tar_shards
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.shard_files import check_shards, make_shards
@@ -155,11 +156,39 @@ def test_shards_anywhere_fsspec_reaches(made: Path, films: list[Sample]) -> None
     shards = open_shards("memory://bucket")
     assert shards.ids() == [s.id for s in films]
     assert parse(shards.read(2, [0])[0], "").video == films[6].video.read_bytes()
-    assert check_shards("memory://bucket/", index=made / "index").samples == 7
+    assert check_shards("memory://bucket").samples == 7
+    found = check_shards("memory://bucket", index=made / "index")
+    assert (found.samples, found.indexed) == (7, True)
+    again = open_shards(made / "index")
+    assert again.url(0).startswith("memory://")
+    assert parse(again.read(0, [1])[0], "").id == films[1].id
     with pytest.raises(ClipreelError, match="say --index FOLDER"):
         check_shards("memory://bucket/*.tar")
     with pytest.raises(ClipreelError, match="cannot be opened"):
         open_shards("nowhere://bucket")
+
+
+def test_a_read_that_fails_once_is_tried_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = open_shards(made)
+    tried: list[str] = []
+
+    def shaky(url: str, start: int | None = None, end: int | None = None) -> bytes:
+        if url.endswith(".tar"):
+            tried.append(url)
+            if len(tried) in failing:
+                raise TimeoutError("no answer")
+        return get(url, start, end)
+
+    get = tar_shards.get
+    monkeypatch.setattr(tar_shards, "get", shaky)
+    monkeypatch.setattr(tar_shards, "WAITS_S", (0.0, 0.0))
+    failing = {1, 2}
+    [data] = shards.read(0, [1])
+    assert parse(data, "").id == shards.contents(0).ids[1]
+    assert len(tried) == 3
+    failing = {4, 5, 6}
+    [data] = shards.read(0, [1])
+    assert str(data) == "cannot be read (no answer)"
 
 
 def test_samples_that_cannot_be_used() -> None:
