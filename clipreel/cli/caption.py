@@ -37,8 +37,8 @@ def caption(
     """Caption the middle frame of every video with an image captioner, for post-pretraining (needs clipreel[caption]).
 
     Each line of OUT names the model and its licence. Stopped at any point, the same command goes on where it was.
-    Try `python -m clipreel.training.shapes_captioner --out my-captioner` and then
-    `clipreel caption demo-output/shapes/test --model my-captioner`
+    Try `clipreel caption demo-output/shapes/test --model my-captioner`, made with
+    `python -m clipreel.training.shapes_captioner --out my-captioner`
 
     Args:
         data: Annotations of videos (see clipreel prepare), or a folder of videos.
