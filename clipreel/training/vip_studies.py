@@ -154,13 +154,28 @@ def scale_legs(root: Path, seed: int, lengths: Lengths) -> list[Leg]:
 
 
 def run(leg: Leg, root: Path, scratch: Path, base: Retriever) -> None:
-    """What is not done yet."""
+    """What is not done yet; a folder with a run of another config is refused by the run itself."""
     folder = root / leg.folder
     if isinstance(leg.config, TuneConfig):
-        if not (folder / "report.json").is_file():
+        if stated(folder / "report.json") != plain(leg.config):
             tune(leg.config, folder, scratch=scratch, base=base)
-    elif not (folder / "adapter" / "adapter_config.json").is_file():
+    elif stated(folder / "adapter" / "adapter_config.json", "trained_on") != plain(leg.config):
         post_pretrain(leg.config, folder, scratch=scratch, base=base)
+
+
+def plain(config: TuneConfig | PostPretrainConfig) -> Any:
+    """As it reads from a JSON file."""
+    return json.loads(json.dumps(as_dict(config)))
+
+
+def stated(path: Path, *keys: str) -> Any:
+    """The config that a file of a finished run holds below some keys; None where there is no such file."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    for key in (*keys, "config"):
+        found = found[key]
+    return found
 
 
 def recalls(report: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The miniature studies: which runs they are made of, what comes out of them, and how long they would take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import clipreel
 from clipreel.errors import ClipreelError
 from clipreel.training import vip_studies
-from clipreel.training.config import read, to_yaml
+from clipreel.training.config import as_dict, read, to_yaml
 from clipreel.training.post_pretraining import PostPretrainConfig
 from clipreel.training.tuning import TuneConfig, read_config
 from clipreel.training.vip_studies import LOSSES, Leg, Lengths, estimate, loss_legs, main, proxy_configs, scale_legs
@@ -49,6 +50,23 @@ def test_every_run_goes_on_from_one_before_it(tmp_path: Path) -> None:
             assert read(type(leg.config), tmp_path / "c.yaml") == leg.config
     assert {leg.config.sources["films"].captions for leg in losses if not leg.row} == {"said.jsonl"}
     assert {leg.config.sources["films"].captions for leg in scale if not leg.row} == {None}
+
+
+def test_only_the_same_run_counts_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(vip_studies, "tune", lambda config, *_, **__: asked.append(config))
+    monkeypatch.setattr(vip_studies, "post_pretrain", lambda config, *_, **__: asked.append(config))
+    base = clipreel.load("shapes-tiny", device="cpu")
+    for leg in loss_legs(tmp_path, 0, SHORT, "shapes")[:2]:
+        folder, config = tmp_path / leg.folder, json.loads(json.dumps(as_dict(leg.config)))
+        (folder / "adapter").mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps({"config": config}))
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"trained_on": {"config": config}}))
+        vip_studies.run(leg, tmp_path, tmp_path, base)
+        assert asked == []
+        other = replace(leg, config=replace(leg.config, batch=7))
+        vip_studies.run(other, tmp_path, tmp_path, base)
+        assert asked.pop() == other.config
 
 
 def fake(leg: Leg, root: Path, scratch: Path, base: object) -> None:
