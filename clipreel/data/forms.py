@@ -65,9 +65,9 @@ def json_of(file: Path, kind: type, holds: str) -> Any:
     except (ValueError, RecursionError) as e:
         raise ClipreelError(f"{file} is not JSON ({e}); is it cut short?") from e
     if not isinstance(found, kind):
-        words = {dict: "an object", list: "a list"}
-        seen = words.get(type(found), f"a {type(found).__name__}")
-        raise ClipreelError(f"{file} holds {seen}, and {words[kind]} is expected: {holds}; is it of another --form?")
+        words = {"dict": "an object", "list": "a list"}
+        seen, wanted = (words.get(k.__name__, f"a {k.__name__}") for k in (type(found), kind))
+        raise ClipreelError(f"{file} holds {seen}, and {wanted} is expected: {holds}; is it of another --form?")
     return found
 
 

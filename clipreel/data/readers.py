@@ -99,7 +99,7 @@ def read_samples(
 
 def usable(chosen: list[tuple[Row, Sample]], quarantine: str | Path | Literal[False]) -> list[tuple[Row, Sample]]:
     """Those that no quarantine list names."""
-    bad = read_quarantine(quarantine) if quarantine is not False else {}
+    bad = read_quarantine(quarantine)
     kept = [(row, s) for row, s in chosen if not bad or os.path.abspath(s.video) not in bad]
     if not kept:
         raise ClipreelError(f"all {len(chosen)} videos are in the quarantine list at {quarantine}; repair some")

@@ -90,7 +90,7 @@ class VideoSet:
     root: Path
     videos: Path
     captions: Mode | None = None
-    quarantine: Path | None = None
+    quarantine: Path | Literal[False] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class VideoSet:
 
     def _on_disk(self, annotated: Annotated, how: Mapping[str, Any], stated: Mapping[str, Any], split: str) -> Part:
         mode: Mode = self.captions or stated["mode"]
-        places, bad = Places(self.videos), read_quarantine(self.quarantine or self.root)
+        places, bad = Places(self.videos), read_quarantine(self.root if self.quarantine is None else self.quarantine)
         samples: list[Sample] = []
         missing: list[str] = []
         quarantined: list[tuple[str, str]] = []
@@ -236,7 +236,7 @@ def open_set(
     form: str | None = None,
     videos: str | Path | None = None,
     captions: Mode | None = None,
-    quarantine: str | Path | None = None,
+    quarantine: str | Path | Literal[False] | None = None,
 ) -> VideoSet:
     """A published set by its name in sets.yaml. Without `form` the first that sets.yaml states.
 
@@ -262,7 +262,8 @@ def open_set(
     films = Path(videos) if videos is not None else inside if inside.is_dir() else place
     if not films.is_dir():
         raise ClipreelError(f"there is no folder {films}; name the folder of the videos with --videos")
-    return VideoSet(name, chosen, place, films, captions, None if quarantine is None else Path(quarantine))
+    listed = Path(quarantine) if isinstance(quarantine, str) else quarantine
+    return VideoSet(name, chosen, place, films, captions, listed)
 
 
 def check_apart(parts: Mapping[str, Iterable[Sample]]) -> None:

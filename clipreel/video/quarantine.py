@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from clipreel.errors import ClipreelError
 
@@ -26,11 +27,13 @@ def state(path: str | Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def read_quarantine(place: str | Path) -> dict[str, str]:
-    """Reason by absolute path, of a list or of the folder it lies in; {} where there is none.
+def read_quarantine(place: str | Path | Literal[False]) -> dict[str, str]:
+    """Reason by absolute path, of a list or of the folder it lies in; {} where there is none, and for False.
 
     Raises ClipreelError with the line that cannot be read.
     """
+    if place is False:
+        return {}
     file = Path(place) / NAME if Path(place).is_dir() else Path(place)
     try:
         lines = file.read_text("utf-8").splitlines()

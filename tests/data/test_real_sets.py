@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from clipreel import load
+from clipreel.cli import main
+from clipreel.data.doctor import read_log
 from clipreel.data.forms import caption_table, ids_of, list_and_captions, webvid
 from clipreel.data.sets import DEVELOPMENT, developing, facts, identity, named, open_set
+from clipreel.evaluation.runs import evaluate_samples
 from tests.data import published as p
 
 NUMBERS = {"gt_7348": 7348, "gt_7732": 7732, "gt_9474": 9474, "pred_7375": 7375, "pred_8807": 8807}
@@ -115,3 +119,27 @@ def test_the_real_list_survives_every_other_form(real_annotations: Path, tmp_pat
         part = open_set("msrvtt1ka", tmp_path, form=form).part("test")
         assert part.label == "partial: 1 of 1000 (MSR-VTT 1k-A test)"
         assert part.samples[0].captions == ("a girl is talking about relationships",)
+
+
+def test_real_videos_go_through_doctor_prepare_and_evaluation(
+    five: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["msrvtt1ka", "--root", str(five)]
+    assert main(["doctor", *root, "--out", str(tmp_path / "out"), "--model", "shapes-tiny", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    kinds = Counter(f["kind"] for f in report["findings"])
+    assert kinds == {"missing": 995}
+    assert report["quarantined"] == 0
+    assert report["forecast"]["videos"] == 5
+    seen = {Path(s.path).stem: s for s in read_log(tmp_path / "out" / "seen.jsonl")}
+    frames = {"video7348": 900, "video8807": 420, "video9474": 360, "video7375": 275, "video7732": 675}
+    assert {name: s.frames for name, s in seen.items()} == frames
+    prepare = ["prepare", *root, "--model", "shapes-tiny", "--cache", str(tmp_path / "cache"), "--json"]
+    assert main(prepare) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 5
+    part = open_set("msrvtt1ka", five).part("test")
+    model = load("shapes-tiny", device="cpu")
+    result, failed = evaluate_samples(model, part.samples, part.label)
+    assert not failed
+    assert result.stamp.split == "partial: 5 of 1000 (MSR-VTT 1k-A test)"
+    assert result.t2v["queries"] == 5
