@@ -308,7 +308,7 @@ def captions_of(row: Row) -> tuple[str, ...]:
 
 
 def lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def short(value: object) -> str:
