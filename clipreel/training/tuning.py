@@ -200,7 +200,7 @@ def tune(
         progress=progress,
         say=say,
     )
-    split = f"{config.data.path} held out"
+    split = pairs.label or f"{config.data.path} held out"
 
     def seen(model: Retriever, selection: str) -> Looked:
         return look(model, pairs.held_out, frames, config.frames, split).having(selection)
