@@ -23,6 +23,10 @@ from clipreel.evaluation.similarity import Cosine, pieces
 
 CARDS, FIRST, CAPTIONS = 12, 2, 2
 BLOCK = 1024
+UNEQUAL = (
+    "The same vectors under each post-processing. These rows are not ranked against each other: dual softmax knows all "
+    "queries at once."
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def page(features: Features, title: str, out: Path, cards: int = CARDS) -> Path:
     captions, count = features.captions, len(features.samples)
     figures = gallery.numbers(by_way) + gallery.small(protocol(plain))
     told = "" if features.bank is not None else " A query bank is missing: give other captions with --bank."
-    sections = [Section("Numbers", f"The same vectors under each post-processing.{told}", figures)]
+    sections = [Section("Numbers", f"{UNEQUAL}{told}", figures)]
     if missed:
         lead = f"{len(missed)} of {count} videos have a caption that does not rank them first; the lowest ranks."
         items = miss_cards(features, by_way, missed[:cards])

@@ -30,8 +30,9 @@ FRAMES = 6
 
 @dataclass(frozen=True)
 class Shown:
-    """An answer: a video or a part of it (seconds), its rank from 1 (0: none is shown), its score (NaN: none), and whether it was
-    the right one. With `sampling` the strip shows the frames that it chooses, and their times; else an even few."""
+    """An answer: a video or a part of it (seconds), its rank from 1 (0: not shown), its score (NaN: not shown), and
+    whether it was the right one. With `sampling` the strip shows the frames that it chooses, and their times; else an
+    even few."""
 
     path: Path
     note: str

@@ -16,6 +16,7 @@ from clipreel.evaluation import failures
 from clipreel.evaluation.features import ABOUT, TENSORS, Features, load_features, save_features
 from clipreel.evaluation.protocol import Stamp
 from clipreel.video.sampling import Sampling
+from tests.data import published
 
 
 def vectors(count: int, seed: int) -> torch.Tensor:
@@ -129,6 +130,22 @@ def test_stored_and_scored_again_on_the_command_line(tmp_path: Path, capsys: pyt
     assert "post-processing: query bank (t2v by 2 texts" in capsys.readouterr().out
     assert "query bank" in page.read_text()
     assert main(["evaluate", str(films), "--features", str(kept)]) == 2
-    assert "leave out the folder" in capsys.readouterr().err
+    assert "leave out the data" in capsys.readouterr().err
     assert main(["evaluate", str(films), "--bank", str(tmp_path / "none.txt")]) == 2
     assert "cannot be read as text" in capsys.readouterr().err
+
+
+def test_a_published_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    films = ShapesWorld().write_videos(tmp_path / "videos", "train", count=6)
+    published.xpool_msvd(tmp_path, {"train": films[:2], "validation": films[2:3], "test": films[3:]})
+    command = ["evaluate", "msvd", "--root", str(tmp_path), "--form", "x-pool", "--frames", "2", "--json"]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["stamp"]["split"].startswith("partial: 3 of 670 (MSVD test")
+    assert result["t2v"]["queries"] == sum(len(s.captions) for s in films[3:]) > 3
+    assert main([*command, "--captions", "single", "--split", "train", "--v2t", "video"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["t2v"]["queries"], result["stamp"]["caption_mode"]) == (2, "single")
+    assert "captions: single" in result["stamp"]["split"]
+    assert main(["evaluate", "msvd", "--root", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
