@@ -17,7 +17,6 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.search.answer import (
-    MOST,
     Answer,
     Facet,
     Facets,
@@ -82,7 +81,6 @@ class Asker:
     def answer(self, request: Request) -> Answer:
         """The best videos, each with its moments. Raises ClipreelError for what cannot be asked."""
         started = time.perf_counter()
-        request = replace(request, k=min(request.k, MOST))
         views = self._asked(request)
         for view in views:
             view.refresh()
@@ -146,7 +144,8 @@ class Asker:
         if reorder is None:
             known = ", ".join(self.rerankers) or "none"
             raise ClipreelError(f"no reranker {request.rerank!r} is loaded here; those that are: {known}")
-        query = replace(Query.parse(request.text), images=[str(i) for i in request.images], videos=request.videos)
+        shown = [*request.videos, *(like.video for like in request.like)]
+        query = replace(Query.parse(request.text), images=[str(i) for i in request.images], videos=shown)
         query = replace(query, minus=[*query.minus, *request.minus])
         first = found[: request.candidates]
         by_path = {one.view.catalog.files[one.file].path: one for one in first}
