@@ -138,7 +138,9 @@ def rate(store: Index, model: Retriever, which: str | None, false_alarm: float |
 
     fact = store.facts.get("calibration", {})
     source = which or store.facts.get("bank", "general")
-    store.set_facts(bank=source if source in ("general", "past", "none") else os.path.abspath(source))
+    said = source if source in ("general", "past", "none") else os.path.abspath(source)
+    if said != store.facts.get("bank"):  # a write makes every reader load the index again
+        store.set_facts(bank=said)
     if source == "none":
         store.set_facts(calibration=None)
         return
