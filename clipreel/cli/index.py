@@ -26,13 +26,15 @@ def index(
     adapter: str | None = None,
     unhelpful: Flag = False,
     download: Flag = False,
-    segments: Literal["windows", "shots", "none"] = "windows",
+    segments: Literal["windows", "shots", "keyframes", "none"] = "windows",
     seconds: float = 8.0,
     overlap: float = 0.5,
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
     frames: Flag = False,
+    bank: str | None = None,
+    false_alarm: float | None = None,
     watch: Flag = False,
     commercial: Flag = False,
     device: str = "auto",
@@ -50,13 +52,17 @@ def index(
         adapter: Folder of an adapter on the model (default: that of the index).
         unhelpful: Take the adapter although it did not help on its held-out pairs.
         download: Allow the model to be fetched from the hub.
-        segments: How videos are cut into moments.
-        seconds: Length of a window.
+        segments: How videos are cut into moments; keyframes reads least.
+        seconds: Length of a window; the least length of an interval of keyframes.
         overlap: Part of a window that the next one shows again, from 0 to below 1.
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
-        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
+        frames: Keep the vectors of frames as well, which sharpen moments and which `clipreel search --rerank` needs;
+            said when an index is made.
+        bank: Queries that scores are compared with: general, past (what was asked before), a file with one query a
+            line, or none (default: that of the index, else general).
+        false_alarm: Share of queries that nothing answers for which the search may still find something.
         watch: Stay, and follow what comes, changes and goes, until Ctrl-C.
         commercial: Refuse a base or an adapter that may not be used commercially, saying why.
         device: Where the model runs: auto takes the GPU where there is one.
@@ -97,6 +103,7 @@ def index(
     gone = [] if folders else [r for r in roots if not os.path.exists(r)]
     there = [r for r in roots if r not in gone]
     report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
+    rate(store, retriever, bank, false_alarm, bool(report.indexed or report.forgotten))
     report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
     code = told(report, place, roots, json, watch)
     canaries(store, retriever)
@@ -104,6 +111,7 @@ def index(
         from clipreel.search.watch import watch as follow
 
         def again(found: Report) -> None:
+            rate(store, retriever, bank, false_alarm, bool(found.indexed or found.forgotten))
             told(found, place, roots, json, True)
             canaries(store, retriever)
 
@@ -121,6 +129,25 @@ def canaries(store: Index, model: Retriever) -> None:
         for row in moved(store, Searcher(store, model)):
             if row.warns:
                 print(f"note: {shown(str(row))} (clipreel canary run)", file=sys.stderr)
+
+
+def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
+    """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
+    from clipreel.search.bank import bank_of
+    from clipreel.search.calibration import FALSE_ALARM, calibrate
+
+    fact = store.facts.get("calibration", {})
+    source = which or store.facts.get("bank", "general")
+    said = source if source in ("general", "past", "none") else os.path.abspath(source)
+    if said != store.facts.get("bank"):  # a write makes every reader load the index again
+        store.set_facts(bank=said)
+    if source == "none":
+        store.set_facts(calibration=None)
+        return
+    aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
+    bank = bank_of(store, source)
+    if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
+        calibrate(store, model, bank, aim)
 
 
 def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:

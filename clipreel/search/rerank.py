@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipreel.errors import ClipreelError
+from clipreel.heads import unit
 from clipreel.search.index import Index, among
 from clipreel.search.query import Hit, Query, Searcher, clean
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from clipreel.retriever import Retriever
 
+Timed = tuple[NDArray[np.float64], NDArray[np.float32]]  # times (T,) ascending, unit vectors (T, E)
 TABLE = "frames"
 FACT = {"frames": True}  # said when an index is made
 
@@ -46,8 +49,26 @@ class FrameStore:
 
         if rows:
             flat = [{**row, "frames": row["frames"].reshape(-1)} for row in rows]
+            layout = self.index.guard(lambda: self.table.schema)  # older ones do not know the times
             merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, schema())))
+            self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, layout)))
+
+    def between(self, wanted: Sequence[tuple[str, float, float]]) -> list[Timed | None]:
+        """The frames of (file, start_s, end_s) as unit vectors with their times, read in one go; None where there are
+        none or their times are unknown."""
+        if not wanted or "times_s" not in self.index.guard(lambda: self.table.schema).names:
+            return [None] * len(wanted)
+        pieces = (f"(file = '{f}' AND start_s < {last!r} AND end_s > {first!r})" for f, first, last in wanted)
+        query = self.table.search().where(" OR ".join(pieces)).select(["file", "frames", "times_s"]).limit(None)
+        found: dict[str, list[Timed]] = {}
+        width = self.index.facts["embed_dim"]
+        for batch in self.index.guard(lambda: query.to_batches()):
+            for file, frames, times in zip(*(batch.column(n) for n in ("file", "frames", "times_s")), strict=True):
+                seconds = times.values.to_numpy(zero_copy_only=False).astype(np.float64)
+                if len(seconds):
+                    flat = frames.values.to_numpy(zero_copy_only=False).reshape(len(seconds), width)
+                    found.setdefault(file.as_py(), []).append((seconds, flat.astype(np.float32)))
+        return [within(found.get(file, []), first, last) for file, first, last in wanted]
 
     def sweep(self) -> None:
         """Take out frames of files that the index does not list, and merge the pieces that writing left."""
@@ -112,6 +133,18 @@ class Reranker:
         return [replace(hits[i], score=float(scores[i])) for i in order]
 
 
+def within(stacks: Sequence[Timed], start_s: float, end_s: float) -> Timed | None:
+    """The frames of several pieces of a video between two seconds, each once, in order of time."""
+    if not stacks:
+        return None
+    times, first = np.unique(np.concatenate([t for t, _ in stacks]), return_index=True)
+    inside = (times >= start_s) & (times <= end_s)
+    if not inside.any():
+        return None
+    vectors = np.concatenate([v for _, v in stacks])[first[inside]]
+    return times[inside], unit(torch.from_numpy(vectors)).numpy()
+
+
 def padded(stacks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stacks of frames of different length as one tensor (V, T, E), and the mask (V, T) of real ones."""
     mask = torch.arange(max(map(len, stacks))) < torch.tensor([len(s) for s in stacks])[:, None]
@@ -128,5 +161,6 @@ def schema() -> pa.Schema:
             ("start_s", pa.float32()),
             ("end_s", pa.float32()),
             ("frames", pa.list_(pa.float16())),
+            ("times_s", pa.list_(pa.float32())),
         ]
     )
