@@ -1,7 +1,8 @@
 """The four stages of ALPRO as recipes of the one training loop: prompter, pre-training, retrieval, VideoQA.
 
 Specification alpro.md 3, 4 and 8. Masked words, entities and the positive pairs are losses of single rows; only the
-contrastive loss and the negative pairs need the whole batch, so they alone are computed from gathered tokens.
+contrastive loss and the negative pairs need the whole batch, so they alone are computed from gathered tokens; of the
+negative pairs every process judges its share.
 Differs: captions of one video are not each other's negatives (`same_video`), and negatives come from the whole batch
 (`negatives_within` is the batch of one process of the released code).
 """
@@ -24,6 +25,7 @@ from clipreel.alpro.wordpiece import WordPiece
 from clipreel.errors import ClipreelError
 from clipreel.losses import contrastive
 from clipreel.training.recipe import Recipe, Tensors
+from clipreel.training.row_shares import in_shares
 from clipreel.video.transforms import Preprocess
 
 if TYPE_CHECKING:
@@ -137,10 +139,14 @@ class AlproRecipe(Recipe):
         """The matching loss over drawn negatives, and the percentage of pairs that are told right."""
         p = [alpro.negative_probabilities(s, groups, self.block) for s in (scores, scores.T)]
         rows, columns = alpro.matching_rows(*alpro.draw_negatives(*p))
-        positive = features["match"]
-        negative = self.model.match(
-            features["text_tokens"][rows], features["ids"][rows] != PAD, features["video_tokens"][columns]
-        )
+        positive, ids = features["match"], features["ids"]
+
+        def match(which: slice, texts: Tensor, videos: Tensor) -> Tensor:
+            a, b = rows[which], columns[which]
+            return self.model.match(texts[a], ids[a] != PAD, videos[b])
+
+        both, upper = (features["text_tokens"], features["video_tokens"]), self.model.text.upper()
+        negative = in_shares(match, len(rows), both, [*upper.parameters(), *self.model.itm_head.parameters()])
         told = torch.cat([positive.argmax(1) == 1, negative.argmax(1) == 0]).float().mean()
         return alpro.matching(positive, negative), 100 * told
 

@@ -114,6 +114,17 @@ def own_loop(folder: Path, sizes: list[int]) -> None:
         checkpoint.write_whole(folder / "grads.safetensors", grads, {})
 
 
+def alpro(folder: Path, hook: Any, stage: str, sizes: list[int], **config: Any) -> None:
+    """A stage of ALPRO; says how many pairs this process judged in each step."""
+    from tests.training import test_alpro
+
+    recipe, judged = test_alpro.stage(stage), []
+    match = recipe.model.match
+    recipe.model.match = lambda *tokens: judged.append(len(tokens[0])) or match(*tokens)
+    fit(recipe, test_alpro.Shared(tuple(sizes), hook), tiny_config(**config), folder)
+    print("judged", judged)
+
+
 def main(folder: Path, options: dict[str, Any]) -> None:
     rank = distributed.world().rank
     if "kill" in options:
@@ -125,6 +136,9 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         if options.get("hang") == [rank, step]:
             os.kill(os.getpid(), signal.SIGSTOP)
 
+    if "alpro" in options:
+        alpro(folder, hook, **options["alpro"])
+        return
     if options.get("own_loop"):
         own_loop(folder, options["sizes"])
         return
