@@ -7,6 +7,7 @@ every row itself, so the rest of the loop need not know; only the work and its m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class _Shared(torch.autograd.Function):
     def forward(ctx: Any, compute: Callable[..., Tensor], rows: int, inputs: int, *tensors: Tensor) -> Tensor:
         here = world()
         cuts = [rows * r // here.size for r in range(here.size + 1)]
-        counts = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+        counts = [b - a for a, b in pairwise(cuts)]
         ctx.mine = slice(cuts[here.rank], cuts[here.rank + 1])
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors[:inputs]]
         ctx.sources = (*leaves, *tensors[inputs:])

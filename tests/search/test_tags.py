@@ -101,13 +101,29 @@ def test_the_commands_tag_rerank_and_ask(tmp_path: Path, capsys: pytest.CaptureF
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["score"] for r in rows] == sorted((r["score"] for r in rows), reverse=True)
     assert len(rows) == 3
-    picture = tmp_path / "seen.png"
+    page = tmp_path / "pages" / "tags.html"
+    assert main(["tag", str(words), "--index", place, "--least", "0", "--report", str(page), "--videos", "2"]) == 0
+    text = page.read_text()
+    assert text.count("data:image/jpeg") == 2 * 3  # two videos with a strip for each of three words
+    assert text.count("what the entity head predicts at each patch") == 2 * 2  # "man" is no entity of the model
+    assert text.count("where hiding a square costs the most") == 2
+    assert main(["tag", "--index", place, "--report", str(page)]) == 2
+    assert "the page is made while tagging" in capsys.readouterr().err
+    page = tmp_path / "seen.html"
     question = ["ask", str(videos / "a.mp4"), "what colour is it?", "--model", model]
-    assert main([*question, "--json", "--picture", str(picture)]) == 0
+    assert main([*question, "--json", "--report", str(page)]) == 0
     answers = json.loads(capsys.readouterr().out)["answers"]
     assert sorted(a["answer"] for a in answers) == ["blue", "red"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", "shapes-tiny"]) == 2
-    assert "shapes-tiny is a CLIP, which answers no questions" in capsys.readouterr().err
+    assert page.read_text().count("data:image/jpeg") == 1 + 2  # the best answer, and two entities
+    assert "what colour is it?" in page.read_text()
+    for without in ([], ["--model", "shapes-tiny"]):
+        assert main(["ask", str(videos / "a.mp4"), "what is it?", *without]) == 2
+        assert "clipreel train configs/alpro/msvd-qa.yaml" in capsys.readouterr().err
+    asking = str(save_alpro(retriever(answers=("red", "blue")), tmp_path / "qa"))
+    seen = ["--report", str(page), "--seen-by", model]
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *seen]) == 0
+    assert page.read_text().count("data:image/jpeg") == 3
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, "-k", "0"]) == 2
+    assert "0 answers: ask for at least 1" in capsys.readouterr().err
     assert main(["info", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokenizer"] == "wordpiece"
