@@ -30,6 +30,7 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.runs import evaluate_vectors
 from clipreel.retriever import pick_device
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
+from clipreel.training.alpro_augment import LARGER, Which, augmentation
 from clipreel.training.batches import Loader
 from clipreel.training.config import TrainConfig, as_dict, build
 from clipreel.training.distributed import world
@@ -51,6 +52,7 @@ class StageConfig:
 
     `model` is the folder or released file it starts from; without it `vit` and `bert` are (a file, folder or hub id;
     empty: random). `keep_frames` of each video are decoded once, `frames` of them drawn by `sampling` in each step.
+    `augment` says how the pixels of videos change (alpro_augment.py); with "video", `images` are changed as pictures.
     """
 
     stage: Literal["prompter", "pretrain", "retrieval", "qa"] = "retrieval"
@@ -73,6 +75,7 @@ class StageConfig:
     sampling: str = "alpro_random"
     tokens: int = 40
     batch: int = 64
+    augment: Which = "none"
     order: Literal["distinct", "pairs"] = "pairs"
     same_video: Literal["right", "wrong"] = "right"
     negatives_within: int | None = None
@@ -115,11 +118,21 @@ def run_stage(
     if not train:
         raise ClipreelError("there is no data to train on; set train_data")
     prompter = prompter_of(config) if config.stage == "pretrain" else None
-    frames, skipped = decoded(base, together(train, validation), folder / "frames", config, say)
-    loaders = [loader_of(base, [s for s in train if s.id in frames], frames, config, config.sampling)]
+    # squares are cut from larger frames; those to measure on are whole
+    larger = LARGER if config.augment == "video" else 1.0
+    apart = larger > 1
+    cached, skipped = decoded(
+        base, together(train, [] if apart else validation), folder / "frames", config, say, larger
+    )
+    frames = cached
+    if apart:
+        frames, bad = decoded(base, together([], validation), folder / "frames-whole", config, say)
+        skipped += bad
+    loaders = [loader_of(base, [s for s in train if s.id in cached], cached, config, config.sampling)]
     if images:
-        stills, bad = decoded(base, images, folder / "frames-images", config, say)
-        loaders.append(loader_of(base, [s for s in images if s.id in stills], stills, config, "alpro"))
+        stills, bad = decoded(base, images, folder / "frames-images", config, say, larger)
+        one = replace(config, augment="picture") if config.augment == "video" else config
+        loaders.append(loader_of(base, [s for s in images if s.id in stills], stills, one, "alpro"))
         skipped += bad
     recipe = AlproRecipe(
         base.model,
@@ -281,16 +294,20 @@ def together(train: Sequence[Sample], validation: Sequence[Sample]) -> list[Samp
 
 
 def decoded(
-    base: AlproRetriever, samples: Sequence[Sample], folder: Path, config: StageConfig, say: Say
-) -> tuple[FrameCache, list[tuple[str, str]]]:
-    """The frames of all videos, decoded once; and the videos that could not be read."""
+    base: AlproRetriever, samples: Sequence[Sample], folder: Path, config: StageConfig, say: Say, larger: float = 1.0
+) -> tuple[Frames, list[tuple[str, str]]]:
+    """The frames of all videos, decoded once, by the factor `larger` than the model's; and the videos that could not
+    be read."""
+    if not samples:
+        return {}, []
 
     def forecast(f: Any) -> None:
         if f.videos:
             say(f"decoding {f.videos} videos into {folder} ({f.bytes / 2**20:.0f} MiB)")
 
     sampling = Sampling("uniform", config.keep_frames)
-    made = prepare(samples, folder, preprocess=base.preprocess, sampling=sampling, forecast=forecast)
+    pixels = replace(base.preprocess, size=round(base.preprocess.size * larger))
+    made = prepare(samples, folder, preprocess=pixels, sampling=sampling, forecast=forecast)
     return FrameCache(folder), made.skipped
 
 
@@ -303,6 +320,7 @@ def loader_of(
         frames,
         lambda texts: tokenizer(texts, base.context),
         sampling=Sampling(sampling, config.frames),
+        augment=augmentation(config.augment),
         size=base.preprocess.size,
         rank=world().rank,
         world=world().size,

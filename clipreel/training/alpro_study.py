@@ -31,7 +31,7 @@ from clipreel.data.questions import accuracies
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.reranking import evaluate_reranked
-from clipreel.evaluation.runs import evaluate_vectors
+from clipreel.evaluation.runs import evaluate_vectors, shapes_bound
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
 from clipreel.training.alpro_stages import ENCODED, StageConfig, answered, loader_of, regrown, shown, view, words_of
 from clipreel.training.alpro_tables import tables
@@ -169,9 +169,7 @@ def one(study: Study, name: str, seed: int) -> None:
     before = load_alpro(study.at(run.after, seed) / "model", device="cpu") if run.after else None
     ready = prepared(study, run, seed, before)
     asked = json.dumps(study.asked(run, seed), sort_keys=True).encode()
-    work = (
-        folder / f"run-{hashlib.blake2b(asked, digest_size=4).hexdigest()}"
-    )  # other sizes do not meet its checkpoints
+    work = folder / f"run-{hashlib.blake2b(asked, digest_size=4).hexdigest()}"
     outcome = fit(ready.recipe, ready.loader, ready.config.train, work, say=quiet)
     ready.model.model.eval()
     for p in ready.model.model.parameters():
@@ -285,7 +283,9 @@ def everything(study: Study, seeds: int, jobs: int) -> dict[str, Any]:
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(step, todo))
     reports = {r.name: [x for s in range(seeds) if (x := study.report(r, s)) is not None] for r in RUNS}
-    data, text = tables(reports, {**asdict(study.sizes), "seeds": seeds, "judged": JUDGED}, failed)
+    bound = {m: v for m, v in shapes_bound()[0].items() if m in ("R@1", "R@5")}
+    facts = {**asdict(study.sizes), "seeds": seeds, "judged": JUDGED, "bound": bound}
+    data, text = tables(reports, facts, failed)
     write(study.folder / "table.json", (json.dumps(data, indent=1) + "\n").encode())
     write(study.folder / "table.md", text.encode())
     return data

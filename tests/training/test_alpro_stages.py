@@ -66,7 +66,8 @@ def stage(world: Path, **changes: object) -> StageConfig:
 
 
 def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
-    made = run_stage(stage(world, stage="prompter", images=str(world / "stills.jsonl")), tmp_path / "prompter")
+    prompter = stage(world, stage="prompter", images=str(world / "stills.jsonl"), augment="video")
+    made = run_stage(prompter, tmp_path / "prompter")
     assert set(made.outcome.selected.metrics) == {"t2v R@1", "t2v R@5", "t2v R@10"}
     pretrain = stage(world, stage="pretrain", prompter=str(made.folder), sampling="alpro_headtail")
     made = run_stage(pretrain, tmp_path / "pretrain")
@@ -75,7 +76,13 @@ def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
     questions = str(world / "qa.jsonl")
     select = replace(tiny_config(steps=2), select=replace(tiny_config().select, metric="accuracy"))
     answering = stage(
-        world, stage="qa", model=str(made.folder), train_data=questions, validation_data=questions, train=select
+        world,
+        stage="qa",
+        model=str(made.folder),
+        train_data=questions,
+        validation_data=questions,
+        train=select,
+        augment="operations",
     )
     made = run_stage(answering, tmp_path / "qa")
     assert set(made.outcome.selected.metrics) == {"accuracy", "accuracy what", "accuracy how"}
@@ -131,6 +138,8 @@ def test_the_published_stages_are_readable_and_whole(path: Path) -> None:
     assert (optim.name, optim.betas, optim.eps, optim.decay) == ("adamw_hf", (0.9, 0.98), 1e-6, 0.0)
     assert c.train.schedule.name == "hero_linear"
     assert cell.source
+    pixels = {"prompter": "video", "pretrain": "video", "retrieval": "none", "qa": "operations"}
+    assert c.augment == pixels[c.stage]
     assert bool(cell.target) == (c.stage != "prompter")
     with torch.device("meta"):
         size = sum(p.numel() for p in clipreel_size(c).parameters())

@@ -114,7 +114,7 @@ def test_tables_give_mean_and_range_and_say_what_is_told() -> None:
         measures = {"matching R@1": value, "cosine R@1": value - 1}
         return {"metrics": measures, "seconds": 10.0, "parameters": 5, "log": {"kept": 0.5}}
 
-    facts = {"seeds": 2, "batch": 4, "prompter": 1, "pretrain": 1, "qa": 1, "judged": 20}
+    facts = {"seeds": 2, "batch": 4, "prompter": 1, "pretrain": 1, "qa": 1, "judged": 20, "bound": {"R@1": 52.5}}
     reports = {"vtc-vtm-mlm": [report(10), report(14)], "pem": [report(13), report(17)], "pem-8-frames": [report(30)]}
     data, text = tables(reports, facts, {"qa/1": "it broke"})
     assert "| VTC + VTM + MLM | 11.0 (9.0-13.0) |  | 12.0 (10.0-14.0) |" in text
@@ -122,5 +122,7 @@ def test_tables_give_mean_and_range_and_say_what_is_told() -> None:
         "pem against vtc-vtm-mlm: matching R@1 +3.0; the ranges overlap, so the seeds do not tell them apart",
         "pem-8-frames against pem: matching R@1 +15.0; the ranges lie apart",
     ]
+    alone, _ = tables({k: v[:1] for k, v in reports.items()}, {**facts, "seeds": 1}, {})
+    assert alone["told"][0].endswith("one seed tells nothing")
     assert data["runs"]["pem"]["matching R@1"] == {"mean": 15.0, "low": 13.0, "high": 17.0}
     assert "- failed: qa/1: it broke" in text
