@@ -164,13 +164,20 @@ def answer_stage(
     answers = read_words(Path(config.answers)) if config.answers else answer_vocabulary(questions, config.most_answers)
     if not answers:
         raise ClipreelError(f"the answers in {config.answers} are empty; give a JSON list of words, or leave it out")
+    number = {a: i for i, a in enumerate(answers)}
+    labels = {q.id: number[q.answer] for q in questions if q.answer in number}
+    if not labels:
+        raise ClipreelError(
+            f"none of the {len(questions)} questions has an answer of the vocabulary (the first is "
+            f"{questions[0].answer!r}, the vocabulary begins with {answers[0]!r}); give their own, or leave answers out"
+        )
+    if len(labels) < len(questions):
+        say(f"{len(questions) - len(labels)} of {len(questions)} questions have an answer outside the vocabulary")
     base = regrown(base, answers=answers)
     films = ([Sample(q.video_id, q.video, (q.question,)) for q in part] for part in (questions, judged))
     frames, skipped = decoded(base, together(*films), folder / "frames", config, say)
     seen, heard = ({q.id: frames[q.video_id] for q in part if q.video_id in frames} for part in (questions, judged))
-    number = {a: i for i, a in enumerate(answers)}
-    labels = {q.id: number[q.answer] for q in questions if q.answer in number}
-    rows = [q.sample() for q in questions if q.id in seen]
+    rows = [q.sample() for q in questions if q.id in seen and q.id in labels]
     loader = loader_of(base, rows, seen, config, config.sampling)
     recipe = QaRecipe(base.model, base.preprocess, labels, frozen_attention=config.frozen_attention)
 

@@ -131,6 +131,19 @@ def test_what_is_missing_is_told(world: Path, tmp_path: Path, changes: dict[str,
         run_stage(stage(world, **changes), tmp_path)
 
 
+def test_answers_outside_the_vocabulary_are_told(world: Path, tmp_path: Path) -> None:
+    words, said = tmp_path / "answers.json", []
+    asked = stage(world, stage="qa", train_data=str(world / "qa.jsonl"), validation_data="", answers=str(words))
+    for text, error in (("[]", "are empty; give a JSON list"), ('["red"]', "none of the 12 questions has an answer")):
+        words.write_text(text)
+        with pytest.raises(ClipreelError, match=error):
+            run_stage(asked, tmp_path / "run")
+    words.write_text('["shape", "one"]')
+    made = run_stage(asked, tmp_path / "run", say=said.append)
+    assert "3 of 12 questions have an answer outside the vocabulary" in said
+    assert made.model.answers == ("shape", "one")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])
 def test_the_published_stages_are_readable_and_whole(path: Path) -> None:
     cell = stage_cell(path)
