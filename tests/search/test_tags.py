@@ -55,6 +55,28 @@ def test_stored_tags_replace_those_before_and_filter(index: Index) -> None:
         tagged(stored, ["dog"])
 
 
+def test_facets_narrow_down_and_forgotten_videos_have_no_tags(index: Index) -> None:
+    found = tag(index, tiny_model(), WORDS, most=3, least=0.0)
+    paths = sorted({t.path for t in found})
+    assert facets(found, paths[:2]) == [(w, 2) for w in sorted(WORDS)]
+    assert facets(found, ()) == []
+    index.remove({f.id for f in index.visible() if f.path == paths[0]})
+    assert {t.path for t in read_tags(index)} == set(paths[1:])
+
+
+def test_the_model_is_loaded_as_the_index_was_made(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its adapter and its engine, as search does."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("clipreel.cli.search.load_model", lambda *a: asked.append(a) or tiny_model())
+    monkeypatch.setattr(Index, "read_facts", lambda self, read=Index.read_facts: {**read(self), "adapter": "mine"})
+    words = tmp_path / "words.txt"
+    words.write_text("dog\ncat\n")
+    assert main(["tag", str(words), "--index", str(index.place)]) == 0
+    assert asked == [("tiny-0", False, "auto", "mine", "torch")]
+
+
 def test_wrong_use_is_told(index: Index) -> None:
     with pytest.raises(ClipreelError, match="has no tags; make some with: clipreel tag"):
         read_tags(index)
