@@ -33,7 +33,7 @@ from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
 from clipreel.training.alpro_augment import LARGER, Which, augmentation
 from clipreel.training.batches import Loader
 from clipreel.training.config import TrainConfig, as_dict, build
-from clipreel.training.distributed import world
+from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
@@ -208,8 +208,7 @@ def finish(
     restore(recipe, outcome.selected.weights)
     base.__dict__.pop("fingerprint", None)
     base.__dict__.pop("space", None)
-    if world().first:
-        save_alpro(base, folder / "model")
+    on_first(lambda: str(save_alpro(base, folder / "model")))
     return Trained(folder / "model", base, outcome, skipped)
 
 
@@ -314,7 +313,7 @@ def decoded(
 
     sampling = Sampling("uniform", config.keep_frames)
     pixels = replace(base.preprocess, size=round(base.preprocess.size * larger))
-    made = prepare(samples, folder, preprocess=pixels, sampling=sampling, forecast=forecast)
+    made = after_first(lambda: prepare(samples, folder, preprocess=pixels, sampling=sampling, forecast=forecast))
     return FrameCache(folder), made.skipped
 
 

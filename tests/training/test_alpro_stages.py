@@ -24,6 +24,7 @@ from clipreel.errors import ClipreelError
 from clipreel.training.alpro_stages import StageConfig, run_stage, stage_cell
 from tests.alpro.tiny import config as tiny_sizes
 from tests.alpro.tiny import tiny
+from tests.training import worker
 from tests.training.tiny import tiny_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "alpro").glob("*.yaml"))
@@ -115,6 +116,22 @@ def test_the_command_trains_a_config(world: Path, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["step"] == 2
     assert main(["train", str(file), "batches=3"]) == 2
     assert "unknown key batches; did you mean batch?" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_model_of_one(world: Path, tmp_path: Path) -> None:
+    """Without dropout, whose masks follow the rows of a process."""
+    config = stage(world, images=str(world / "stills.jsonl"), augment="video")
+    sizes = config.sizes
+    vision, text = replace(sizes.vision, drop_path=0.0), replace(sizes.text, dropout=0.0)
+    config = replace(config, sizes=replace(sizes, vision=vision, text=text))
+    one = run_stage(config, tmp_path / "one")
+    runs = worker.run(2, tmp_path / "two", stage=config)
+    assert [code for code, _ in runs] == [0, 0], runs
+    assert all(f"R@1 {one.outcome.selected.metrics['t2v R@1']}" in said for _, said in runs)
+    again = clipreel.load(tmp_path / "two" / "model")
+    for name, tensor in one.model.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    assert sum("decoding" in said for _, said in runs) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.training import checkpoint, distributed
+from clipreel.training.alpro_stages import run_stage
 from clipreel.training.engine import Validator, fit
 from tests.training.tiny import ROWS, Memory, tiny_config, tiny_recipe
 
@@ -138,6 +139,9 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
     if "alpro" in options:
         alpro(folder, hook, **options["alpro"])
+        return
+    if "stage" in options:
+        print("R@1", run_stage(options["stage"], folder, say=print).outcome.selected.metrics["t2v R@1"])
         return
     if options.get("own_loop"):
         own_loop(folder, options["sizes"])
