@@ -98,7 +98,7 @@ def answer_page(
         Section("Answers", "Probabilities over all answers that the model knows.", f"<table>{rows}</table>"),
         Section("Why", "The part of the picture that the best answer depends on.", why),
     ]
-    if judge.model.mpm_head is not None:
+    if judge is not model or (judge.model.mpm_head is not None and judge.entities):
         seen = frames if judge is model else looked_at(judge, video, *part)
         heat = named_patches(judge, judge.preprocess.normalise(seen.pixels)[None].to(judge.device), question, ())
         found = [Strip(w, f"{h.max():.0%}; {PATCHES}", lit(seen.pixels, h)) for w, h in heat.items()]

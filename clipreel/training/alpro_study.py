@@ -29,6 +29,7 @@ from clipreel.alpro.prompter import Prompter, entity_features
 from clipreel.alpro.retriever import AlproRetriever, load_alpro, save_alpro
 from clipreel.data.questions import accuracies
 from clipreel.data.sample import Sample
+from clipreel.data.shapes import Scene, Thing
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.reranking import evaluate_reranked
 from clipreel.evaluation.runs import evaluate_vectors, shapes_bound
@@ -47,6 +48,7 @@ from clipreel.training.tuning import Frames
 JUDGED = 20  # candidates that matching judges for each query
 LONGEST_S = 3600  # of one run
 TAGS = (10, 50, 200)
+OVERHEAD_S = {"prompter": 15, "pretrain": 30, "qa": 20}  # to start, to measure, to save
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def tagging(study: Study, model: AlproRetriever, samples: Sequence[Sample], vect
     return found
 
 
-def things(scene: Any) -> list[Any]:
+def things(scene: Scene) -> list[Thing]:
     return [*scene.actors, *([] if scene.bystander is None else [scene.bystander[0]])]
 
 
@@ -343,9 +345,6 @@ def estimate(study: Study, seeds: int, jobs: int, steps: int = 5) -> float:
         total += whole * seeds / jobs
     print(f"all runs: about {total / 60:.0f} minutes with {jobs} at a time", file=sys.stderr)
     return total
-
-
-OVERHEAD_S = {"prompter": 15, "pretrain": 30, "qa": 20}  # to start, to measure, to save
 
 
 def main() -> None:

@@ -145,6 +145,11 @@ def test_the_commands_tag_rerank_and_ask(tmp_path: Path, capsys: pytest.CaptureF
     seen = ["--report", str(page), "--seen-by", model]
     assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *seen]) == 0
     assert page.read_text().count("data:image/jpeg") == 3
+    plain = ["--report", str(page)]
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain]) == 0
+    assert page.read_text().count("data:image/jpeg") == 1  # no entities without a head
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain, "--seen-by", asking]) == 2
+    assert "this ALPRO has no entity head" in capsys.readouterr().err
     assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, "-k", "0"]) == 2
     assert "0 answers: ask for at least 1" in capsys.readouterr().err
     assert main(["info", model, "--json"]) == 0
