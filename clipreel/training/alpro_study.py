@@ -55,7 +55,7 @@ OVERHEAD_S = {"prompter": 15, "pretrain": 30, "qa": 20}  # to start, to measure,
 class Sizes:
     """How long runs train, the same for all of a stage."""
 
-    prompter: int = 300
+    prompter: int = 400
     pretrain: int = 150
     qa: int = 150
     batch: int = 32
