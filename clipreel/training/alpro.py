@@ -38,8 +38,8 @@ TERMS = ("vtc", "vtm", "mlm", "pem")
 class AlproRecipe(Recipe):
     """Contrastive, matching, masked-word and entity losses, those in `terms`, all of weight 1.
 
-    `keep` is the rule for entity samples (see `model.kept`); a row whose frames are all equal counts as an image and
-    gets the prompts for images.
+    `keep` and `keep_least` are the rule for entity samples (see `model.kept`); a row whose frames are all equal counts
+    as an image and gets the prompts for images.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class AlproRecipe(Recipe):
         *,
         prompter: Prompter | None = None,
         keep: str = "confidence",
+        keep_least: float = 0.2,
         same_video: str = "right",
         negatives_within: int | None = None,
     ) -> None:
@@ -72,6 +73,7 @@ class AlproRecipe(Recipe):
             raise ClipreelError("the loss of masked words (mlm) needs a model with that head; leave mlm out")
         self.model, self.preprocess, self.tokenizer, self.terms = model, preprocess, tokenizer, tuple(terms)
         self.prompter, self.keep, self.same_video, self.block = prompter, keep, same_video, negatives_within
+        self.keep_least = keep_least
 
     def trained(self) -> dict[str, nn.Parameter]:
         return reached(self.model, self.terms)
@@ -113,7 +115,7 @@ class AlproRecipe(Recipe):
         is_image = (batch.frames == batch.frames[:, :1]).flatten(1).all(1)
         labels = self.prompter(crops, is_image, mask)
         logits = self.model.entity_logits(alpro.pooled_crop(fused_video, hide))
-        keep = alpro.kept(labels, self.keep)
+        keep = alpro.kept(labels, self.keep, self.keep_least)
         return {"entity_losses": alpro.entity_losses(logits, labels), "kept": keep.float()}
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:

@@ -80,6 +80,7 @@ class StageConfig:
     same_video: Literal["right", "wrong"] = "right"
     negatives_within: int | None = None
     keep: Literal["confidence", "released"] = "confidence"
+    keep_least: float = 0.2
     frozen_attention: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -141,6 +142,7 @@ def run_stage(
         STAGES[config.stage],
         prompter=prompter,
         keep=config.keep,
+        keep_least=config.keep_least,
         same_video=config.same_video,
         negatives_within=config.negatives_within,
     )

@@ -54,7 +54,8 @@ def tables(reports: Reports, facts: Mapping[str, Any], failed: Mapping[str, str]
         f"{facts['qa']} questions.",
         "## Pre-training: text to video, per cent, by cosine and with the best judged by matching",
         table(found, PRETRAINED, (*RECALLS, "kept"), "losses"),
-        f"A model without a sense of time cannot pass {bound}.",
+        f"A model without a sense of time cannot pass {bound}. Kept: rows of the last logged step whose likeliest "
+        "entity is twice as likely as chance (at most 0.2, the published rule).",
         f"## Reranking: milliseconds on the threads of one run; {facts['judged']} candidates",
         table(found, {k: PRETRAINED[k] for k in ("pem-2-frames", "pem", "pem-8-frames")}, COSTS, "model"),
         "## Questions: per cent right",

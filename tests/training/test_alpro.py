@@ -155,6 +155,12 @@ def test_nothing_kept_costs_nothing() -> None:
     assert torch.isfinite(sum(losses.values()))
 
 
+def test_how_sure_the_prompter_must_be_is_an_option() -> None:
+    for least, share in ((0.0, 1.0), (0.999, 0.0)):
+        recipe = stage("pretrain", keep="confidence", keep_least=least)
+        assert recipe(batch())[1]["kept"] == share
+
+
 def test_images_get_the_prompts_for_images() -> None:
     recipe = stage("pretrain")
     assert recipe.prompter is not None
