@@ -34,7 +34,17 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.reranking import evaluate_reranked
 from clipreel.evaluation.runs import evaluate_vectors, shapes_bound
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
-from clipreel.training.alpro_stages import ENCODED, StageConfig, answered, loader_of, regrown, shown, view, words_of
+from clipreel.training.alpro_stages import (
+    ENCODED,
+    Frames,
+    StageConfig,
+    answered,
+    loader_of,
+    regrown,
+    shown,
+    view,
+    words_of,
+)
 from clipreel.training.alpro_tables import tables
 from clipreel.training.alpro_world import AlproWorld
 from clipreel.training.batches import Loader
@@ -43,7 +53,6 @@ from clipreel.training.engine import fit
 from clipreel.training.log import read_log
 from clipreel.training.microbatch import Passes, gradients
 from clipreel.training.recipe import Recipe
-from clipreel.training.tuning import Frames
 
 JUDGED = 20  # candidates that matching judges for each query
 LONGEST_S = 3600  # of one run

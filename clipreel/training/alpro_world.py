@@ -32,7 +32,7 @@ from clipreel.data.shapes import ShapesWorld
 from clipreel.data.shapes_corpus import corpus
 from clipreel.data.shapes_questions import shapes_questions
 from clipreel.retriever import load
-from clipreel.training.tuning import Frames
+from clipreel.training.alpro_stages import Frames
 from clipreel.video.sampling import Sampling
 
 PIXELS, STORED, TOKENS = 64, 8, 24  # side of a frame, frames kept of a film, tokens of a text
