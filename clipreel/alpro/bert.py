@@ -100,6 +100,10 @@ class Bert(nn.Module):
                 x = self.layers[i](x, seen, only)
         return x
 
+    def upper(self) -> nn.ModuleList:
+        """The layers that fuse."""
+        return self.layers[self.config.text_layers :]
+
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Text tokens (B, L, D) after the lower half; `mask` (B, L) is 0 on padding (default: where ids are 0)."""
         return self.run(self.embed(ids), ids != PAD if mask is None else mask, range(self.config.text_layers))

@@ -100,15 +100,18 @@ def blackened(pixels: Tensor, outside_Bhw: Tensor, patch: int, black: float | Te
 class Prompter(nn.Module):
     """A frozen ALPRO with the features of its entities in the prompts for videos and for images.
 
-    Raises ClipreelError for no entities, and for one that does not fit into a prompt of 15 tokens, which is never cut.
+    `sets` are those prompts, of PROMPT_SETS. Raises ClipreelError for no entities, and for one that does not fit into a
+    prompt of 15 tokens, which is never cut.
     """
 
-    def __init__(self, model: Alpro, tokenizer: WordPiece, entities: Sequence[str]) -> None:
+    def __init__(
+        self, model: Alpro, tokenizer: WordPiece, entities: Sequence[str], sets: tuple[str, str] = ("video", "image")
+    ) -> None:
         super().__init__()
         self.model, self.entities = model.requires_grad_(False).eval(), tuple(entities)
         with torch.no_grad():
-            for which in ("video", "image"):
-                self.register_buffer(which, entity_features(model, tokenizer, self.entities, which))
+            for name, which in zip(("video", "image"), sets, strict=True):
+                self.register_buffer(name, entity_features(model, tokenizer, self.entities, which))
 
     def train(self, mode: bool = True) -> Prompter:
         """Stays as it is: frozen, without dropout."""

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import clock, shown
+from clipreel.cli.output import clock, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
     from clipreel.alpro.retriever import AlproRetriever
 
+HOW_TO_GET_ONE = (
+    "Tune an ALPRO on questions and answers (clipreel train configs/alpro/msvd-qa.yaml model=PRETRAINED "
+    "train_data=train.jsonl --out my-alpro) and give its folder: --model my-alpro/model"
+)
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
@@ -66,12 +70,14 @@ def tag(
     prompts: str = "plain",
     most: int = 3,
     least: float = 0.2,
+    report: Path | None = None,
+    videos: int = 12,
     device: str = "auto",
     json: Flag = False,
 ) -> int:
     """Tag every indexed video and segment with words of a vocabulary; search takes them as --tag.
 
-    Try `clipreel tag entities.txt --index my-index`
+    Try `clipreel tag entities.txt --index my-index --report tags.html`
 
     Args:
         words: A vocabulary, one word on each line (see clipreel entities); without it, the stored tags are shown.
@@ -80,31 +86,41 @@ def tag(
         prompts: The sentences that words are put into: plain, video, image or single.
         most: At most so many tags for each moment.
         least: Least probability of a tag.
+        report: Write an HTML page that shows on the frames where each tag is seen.
+        videos: Of so many videos on the page, those with the surest tags.
         device: Where the model runs: auto takes the GPU where there is one.
         json: One JSON object per tag and nothing else.
     """
     import json as js
 
     from clipreel.alpro.prompter import read_entities
-    from clipreel.cli.search import load_model
+    from clipreel.cli.search import engine_of, load_model
     from clipreel.search import tags
     from clipreel.search.index import Index, default_place
 
-    store = Index(index or default_place())
+    store, failed = Index(index or default_place()), []
     if words is None:
+        if report is not None:
+            raise ClipreelError("the page is made while tagging; say: clipreel tag WORDS --report PAGE")
         found = tags.read_tags(store)
     else:
         vocabulary = read_entities(words)
-        retriever = load_model(model or store.facts["model"], False, device)
+        source, lies = model or store.facts["model"], store.facts.get("adapter")
+        retriever = load_model(source, False, device, lies, engine_of(store))
         found = tags.tag(store, retriever, vocabulary, which=prompts, most=most, least=least)
+        if report is not None:
+            from clipreel.cli.evidence_page import tags_page
+
+            failed = tags_page(found, retriever, vocabulary, prompts, report, videos)
     if json:
         for t in found:
             print(js.dumps(vars(t)))
-        return 0
-    for word, videos in tags.facets(found):
-        print(f"{videos:6d}  {word}")
-    print(f"{len(found)} tags in {len({t.path for t in found})} videos; use them: clipreel search ... --tag WORD")
-    return 0
+    else:
+        for word, count in tags.facets(found):
+            print(f"{count:6d}  {word}")
+        print(f"{len(found)} tags in {len({t.path for t in found})} videos; use them: clipreel search ... --tag WORD")
+    skipped(failed)
+    return 1 if failed else 0
 
 
 def ask(
@@ -112,11 +128,12 @@ def ask(
     question: str,
     /,
     *,
-    model: str,
+    model: str | None = None,
     k: Annotated[int, Parameter(name=["-k", "--answers"])] = 5,
     start: float | None = None,
     end: float | None = None,
-    picture: Path | None = None,
+    report: Path | None = None,
+    seen_by: str | None = None,
     device: str = "auto",
     json: Flag = False,
 ) -> int:
@@ -131,7 +148,9 @@ def ask(
         k: How many answers.
         start: Look only at the part from this second.
         end: Look only at the part up to this second.
-        picture: Write a PNG that shows on the frames where entities are seen (needs a model with an entity head).
+        report: Write an HTML page that shows on the frames what the answer depends on, and which entities are seen.
+        seen_by: An ALPRO with an entity head, for the entities on the page where the model has none (tuning on
+            questions drops it).
         device: Where the model runs: auto takes the GPU where there is one.
         json: Print the answers as JSON.
     """
@@ -139,12 +158,16 @@ def ask(
 
     from clipreel.video.decode import read_frames
 
+    if k < 1:
+        raise ClipreelError(f"{k} answers: ask for at least 1 (-k)")
     retriever = load_asking(model, device)
     frames = read_frames(video, retriever.sampling, start_s=start, end_s=end, transform=retriever.preprocess.pixels)
-    pixels = retriever.preprocess.normalise(frames.pixels)[None]
-    found = retriever.ask(pixels, question, k)
-    if picture is not None:
-        draw_evidence(retriever, frames.pixels, question, picture)
+    found = retriever.ask(retriever.preprocess.normalise(frames.pixels)[None], question, k)
+    if report is not None:
+        from clipreel.cli.evidence_page import answer_page
+
+        judge = load_asking(seen_by, device) if seen_by else retriever
+        answer_page(retriever, judge, video, question, found, report, (start, end))
     if json:
         rows = [{"answer": a, "probability": round(p, 6)} for a, p in found]
         print(js.dumps({"video": video, "question": question, "answers": rows}))
@@ -155,24 +178,13 @@ def ask(
     return 0
 
 
-def load_asking(model: str, device: str) -> AlproRetriever:
+def load_asking(model: str | None, device: str) -> AlproRetriever:
     from clipreel.alpro.retriever import AlproRetriever
     from clipreel.cli.search import load_model
 
+    if model is None:
+        raise ClipreelError(f"no model is given, and none that answers questions is built in. {HOW_TO_GET_ONE}")
     retriever = load_model(model, False, device)
     if not isinstance(retriever, AlproRetriever):
-        raise ClipreelError(f"{model} is a CLIP, which answers no questions; give the folder of an ALPRO as --model")
+        raise ClipreelError(f"{model} is a CLIP, which answers no questions. {HOW_TO_GET_ONE}")
     return retriever
-
-
-def draw_evidence(model: AlproRetriever, frames: object, question: str, file: Path) -> None:
-    """The three entities that are surest at some patch, drawn on the frames."""
-    import torch
-
-    from clipreel.alpro.picture import drawn
-
-    assert isinstance(frames, torch.Tensor)
-    heat = model.evidence(model.preprocess.normalise(frames)[None], question).cpu()
-    best = heat.flatten(0, 1).amax(0).topk(min(3, heat.shape[-1])).indices.tolist()
-    names = model.entities or [f"entity {i}" for i in range(heat.shape[-1])]
-    drawn(frames, [(names[i], heat[..., i]) for i in best]).save(file)

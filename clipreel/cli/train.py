@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import Progress, skipped
+from clipreel.cli.output import skipped, spoken
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -22,7 +22,7 @@ def train(
 ) -> int:
     """Train a stage of ALPRO: prompter, pretrain, retrieval or qa.
 
-    Killed at any point, the same command goes on where it was.
+    Killed at any point, the same command goes on where it was; several processes: torchrun -m clipreel train ...
     Try `clipreel train configs/alpro/msvd-qa.yaml train_data=train.jsonl train.steps=100 --out my-alpro`
 
     Args:
@@ -33,18 +33,20 @@ def train(
         json: Print the outcome as JSON.
     """
     import json as js
-    import sys
 
     from clipreel.training.alpro_stages import run_stage, stage_cell
     from clipreel.training.config import override
+    from clipreel.training.distributed import joined
 
     found = stage_cell(config).config
     for change in changes:
         found = override(found, change)
     folder = out or Path("trained") / found.stage
-    made = run_stage(
-        found, folder, download=download, progress=Progress("step"), say=lambda text: print(text, file=sys.stderr)
-    )
+    with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
+        progress, say = spoken(here.first, "step")
+        made = run_stage(found, folder, download=download, progress=progress, say=say)
+    if not here.first:
+        return 0
     outcome = made.outcome
     if json:
         facts = {"model": str(made.folder), "step": outcome.selected.step, "seconds": outcome.seconds}

@@ -6,7 +6,7 @@ Specification alpro.md 1 and 3 (prompts, ensembling); works with the vectors of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +85,23 @@ def store(index: Index, tags: Sequence[Tag]) -> None:
 
 
 def read_tags(index: Index) -> list[Tag]:
-    """The stored tags, in order of path and time. Raises ClipreelError where the index was never tagged."""
+    """The stored tags of files that are still in the index, in order of path and time.
+
+    Raises ClipreelError where the index was never tagged.
+    """
     if TABLE not in index._names():
         raise ClipreelError(f"the index at {index.place} has no tags; make some with: clipreel tag WORDS")
     rows = index.guard(lambda: index.db.open_table(TABLE).to_arrow().to_pylist())
     tags = [Tag(**{**r, "path": r["path"].decode("utf-8", "surrogateescape")}) for r in rows]
-    return sorted(tags, key=lambda t: (t.path, t.level != LEVELS[0], t.start_s, -t.probability))
+    here = {file.path for file in index.visible()}
+    return sorted(
+        (t for t in tags if t.path in here), key=lambda t: (t.path, t.level != LEVELS[0], t.start_s, -t.probability)
+    )
 
 
-def facets(tags: Sequence[Tag]) -> list[tuple[str, int]]:
-    """In how many videos each tag is seen, the most frequent first."""
-    counts = Counter(tag for tag, _ in {(t.tag, t.path) for t in tags})
+def facets(tags: Sequence[Tag], paths: Collection[str] | None = None) -> list[tuple[str, int]]:
+    """In how many videos, or of `paths` (such as the hits of a search), each tag is seen; the most frequent first."""
+    counts = Counter(tag for tag, _ in {(t.tag, t.path) for t in tags if paths is None or t.path in paths})
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

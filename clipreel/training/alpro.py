@@ -1,7 +1,8 @@
 """The four stages of ALPRO as recipes of the one training loop: prompter, pre-training, retrieval, VideoQA.
 
 Specification alpro.md 3, 4 and 8. Masked words, entities and the positive pairs are losses of single rows; only the
-contrastive loss and the negative pairs need the whole batch, so they alone are computed from gathered tokens.
+contrastive loss and the negative pairs need the whole batch, so they alone are computed from gathered tokens; of the
+negative pairs every process judges its share.
 Differs: captions of one video are not each other's negatives (`same_video`), and negatives come from the whole batch
 (`negatives_within` is the batch of one process of the released code).
 """
@@ -24,6 +25,7 @@ from clipreel.alpro.wordpiece import WordPiece
 from clipreel.errors import ClipreelError
 from clipreel.losses import contrastive
 from clipreel.training.recipe import Recipe, Tensors
+from clipreel.training.row_shares import in_shares
 from clipreel.video.transforms import Preprocess
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ TERMS = ("vtc", "vtm", "mlm", "pem")
 class AlproRecipe(Recipe):
     """Contrastive, matching, masked-word and entity losses, those in `terms`, all of weight 1.
 
-    `keep` is the rule for entity samples (see `model.kept`); a row whose frames are all equal counts as an image and
-    gets the prompts for images.
+    `keep` and `keep_least` are the rule for entity samples (see `model.kept`); a row whose frames are all equal counts
+    as an image and gets the prompts for images.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AlproRecipe(Recipe):
         *,
         prompter: Prompter | None = None,
         keep: str = "confidence",
+        keep_least: float = 0.2,
         same_video: str = "right",
         negatives_within: int | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class AlproRecipe(Recipe):
             raise ClipreelError("the loss of masked words (mlm) needs a model with that head; leave mlm out")
         self.model, self.preprocess, self.tokenizer, self.terms = model, preprocess, tokenizer, tuple(terms)
         self.prompter, self.keep, self.same_video, self.block = prompter, keep, same_video, negatives_within
+        self.keep_least = keep_least
 
     def trained(self) -> dict[str, nn.Parameter]:
         return reached(self.model, self.terms)
@@ -111,7 +115,7 @@ class AlproRecipe(Recipe):
         is_image = (batch.frames == batch.frames[:, :1]).flatten(1).all(1)
         labels = self.prompter(crops, is_image, mask)
         logits = self.model.entity_logits(alpro.pooled_crop(fused_video, hide))
-        keep = alpro.kept(labels, self.keep)
+        keep = alpro.kept(labels, self.keep, self.keep_least)
         return {"entity_losses": alpro.entity_losses(logits, labels), "kept": keep.float()}
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
@@ -137,10 +141,14 @@ class AlproRecipe(Recipe):
         """The matching loss over drawn negatives, and the percentage of pairs that are told right."""
         p = [alpro.negative_probabilities(s, groups, self.block) for s in (scores, scores.T)]
         rows, columns = alpro.matching_rows(*alpro.draw_negatives(*p))
-        positive = features["match"]
-        negative = self.model.match(
-            features["text_tokens"][rows], features["ids"][rows] != PAD, features["video_tokens"][columns]
-        )
+        positive, ids = features["match"], features["ids"]
+
+        def match(which: slice, texts: Tensor, videos: Tensor) -> Tensor:
+            a, b = rows[which], columns[which]
+            return self.model.match(texts[a], ids[a] != PAD, videos[b])
+
+        both, upper = (features["text_tokens"], features["video_tokens"]), self.model.text.upper()
+        negative = in_shares(match, len(rows), both, [*upper.parameters(), *self.model.itm_head.parameters()])
         told = torch.cat([positive.argmax(1) == 1, negative.argmax(1) == 0]).float().mean()
         return alpro.matching(positive, negative), 100 * told
 

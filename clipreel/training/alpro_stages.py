@@ -30,9 +30,10 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.runs import evaluate_vectors
 from clipreel.retriever import pick_device
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
+from clipreel.training.alpro_augment import LARGER, Which, augmentation
 from clipreel.training.batches import Loader
 from clipreel.training.config import TrainConfig, as_dict, build
-from clipreel.training.distributed import world
+from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
@@ -51,6 +52,7 @@ class StageConfig:
 
     `model` is the folder or released file it starts from; without it `vit` and `bert` are (a file, folder or hub id;
     empty: random). `keep_frames` of each video are decoded once, `frames` of them drawn by `sampling` in each step.
+    `augment` says how the pixels of videos change (alpro_augment.py); with "video", `images` are changed as pictures.
     """
 
     stage: Literal["prompter", "pretrain", "retrieval", "qa"] = "retrieval"
@@ -73,10 +75,12 @@ class StageConfig:
     sampling: str = "alpro_random"
     tokens: int = 40
     batch: int = 64
+    augment: Which = "none"
     order: Literal["distinct", "pairs"] = "pairs"
     same_video: Literal["right", "wrong"] = "right"
     negatives_within: int | None = None
     keep: Literal["confidence", "released"] = "confidence"
+    keep_least: float = 0.2
     frozen_attention: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -115,11 +119,21 @@ def run_stage(
     if not train:
         raise ClipreelError("there is no data to train on; set train_data")
     prompter = prompter_of(config) if config.stage == "pretrain" else None
-    frames, skipped = decoded(base, together(train, validation), folder / "frames", config, say)
-    loaders = [loader_of(base, [s for s in train if s.id in frames], frames, config, config.sampling)]
+    # squares are cut from larger frames; those to measure on are whole
+    larger = LARGER if config.augment == "video" else 1.0
+    apart = larger > 1
+    cached, skipped = decoded(
+        base, together(train, [] if apart else validation), folder / "frames", config, say, larger
+    )
+    frames = cached
+    if apart:
+        frames, bad = decoded(base, together([], validation), folder / "frames-whole", config, say)
+        skipped += bad
+    loaders = [loader_of(base, [s for s in train if s.id in cached], cached, config, config.sampling)]
     if images:
-        stills, bad = decoded(base, images, folder / "frames-images", config, say)
-        loaders.append(loader_of(base, [s for s in images if s.id in stills], stills, config, "alpro"))
+        stills, bad = decoded(base, images, folder / "frames-images", config, say, larger)
+        one = replace(config, augment="picture") if config.augment == "video" else config
+        loaders.append(loader_of(base, [s for s in images if s.id in stills], stills, one, "alpro"))
         skipped += bad
     recipe = AlproRecipe(
         base.model,
@@ -128,6 +142,7 @@ def run_stage(
         STAGES[config.stage],
         prompter=prompter,
         keep=config.keep,
+        keep_least=config.keep_least,
         same_video=config.same_video,
         negatives_within=config.negatives_within,
     )
@@ -151,13 +166,20 @@ def answer_stage(
     answers = read_words(Path(config.answers)) if config.answers else answer_vocabulary(questions, config.most_answers)
     if not answers:
         raise ClipreelError(f"the answers in {config.answers} are empty; give a JSON list of words, or leave it out")
+    number = {a: i for i, a in enumerate(answers)}
+    labels = {q.id: number[q.answer] for q in questions if q.answer in number}
+    if not labels:
+        raise ClipreelError(
+            f"none of the {len(questions)} questions has an answer of the vocabulary (the first is "
+            f"{questions[0].answer!r}, the vocabulary begins with {answers[0]!r}); give their own, or leave answers out"
+        )
+    if len(labels) < len(questions):
+        say(f"{len(questions) - len(labels)} of {len(questions)} questions have an answer outside the vocabulary")
     base = regrown(base, answers=answers)
     films = ([Sample(q.video_id, q.video, (q.question,)) for q in part] for part in (questions, judged))
     frames, skipped = decoded(base, together(*films), folder / "frames", config, say)
     seen, heard = ({q.id: frames[q.video_id] for q in part if q.video_id in frames} for part in (questions, judged))
-    number = {a: i for i, a in enumerate(answers)}
-    labels = {q.id: number[q.answer] for q in questions if q.answer in number}
-    rows = [q.sample() for q in questions if q.id in seen]
+    rows = [q.sample() for q in questions if q.id in seen and q.id in labels]
     loader = loader_of(base, rows, seen, config, config.sampling)
     recipe = QaRecipe(base.model, base.preprocess, labels, frozen_attention=config.frozen_attention)
 
@@ -188,8 +210,7 @@ def finish(
     restore(recipe, outcome.selected.weights)
     base.__dict__.pop("fingerprint", None)
     base.__dict__.pop("space", None)
-    if world().first:
-        save_alpro(base, folder / "model")
+    on_first(lambda: str(save_alpro(base, folder / "model")))
     return Trained(folder / "model", base, outcome, skipped)
 
 
@@ -281,16 +302,20 @@ def together(train: Sequence[Sample], validation: Sequence[Sample]) -> list[Samp
 
 
 def decoded(
-    base: AlproRetriever, samples: Sequence[Sample], folder: Path, config: StageConfig, say: Say
-) -> tuple[FrameCache, list[tuple[str, str]]]:
-    """The frames of all videos, decoded once; and the videos that could not be read."""
+    base: AlproRetriever, samples: Sequence[Sample], folder: Path, config: StageConfig, say: Say, larger: float = 1.0
+) -> tuple[Frames, list[tuple[str, str]]]:
+    """The frames of all videos, decoded once, by the factor `larger` than the model's; and the videos that could not
+    be read."""
+    if not samples:
+        return {}, []
 
     def forecast(f: Any) -> None:
         if f.videos:
             say(f"decoding {f.videos} videos into {folder} ({f.bytes / 2**20:.0f} MiB)")
 
     sampling = Sampling("uniform", config.keep_frames)
-    made = prepare(samples, folder, preprocess=base.preprocess, sampling=sampling, forecast=forecast)
+    pixels = replace(base.preprocess, size=round(base.preprocess.size * larger))
+    made = after_first(lambda: prepare(samples, folder, preprocess=pixels, sampling=sampling, forecast=forecast))
     return FrameCache(folder), made.skipped
 
 
@@ -303,6 +328,7 @@ def loader_of(
         frames,
         lambda texts: tokenizer(texts, base.context),
         sampling=Sampling(sampling, config.frames),
+        augment=augmentation(config.augment),
         size=base.preprocess.size,
         rank=world().rank,
         world=world().size,

@@ -241,7 +241,7 @@ def run_all(
 def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: bool, jobs: int) -> str:
     """Train in a process of its own unless it is done; returns what went wrong, or nothing."""
     wanted = as_dict(config)
-    if is_done(folder, wanted):
+    if is_done(folder, config):
         return ""
     folder.mkdir(parents=True, exist_ok=True)
     stated = folder / "asked.yaml"

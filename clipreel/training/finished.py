@@ -15,6 +15,7 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import CUTS, Interval, drawn, hits, interval
 from clipreel.evaluation.features import ABOUT, Features, load_features
 from clipreel.evaluation.metrics import Result
+from clipreel.training.config import as_dict, build
 from clipreel.training.log import read_log
 
 REPORT = "report.json"
@@ -80,10 +81,15 @@ class Run:
         return self.features[0].queries() if self.features else ""
 
 
-def is_done(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a run of this very config was finished here."""
-    path = folder / REPORT
-    return path.is_file() and read_report(folder)["config"] == json.loads(json.dumps(config))
+def is_done(folder: Path, config: Any) -> bool:
+    """Whether a run of this very config was finished here, by this version or by one that had fewer settings."""
+    if not (folder / REPORT).is_file():
+        return False
+    try:
+        found = build(type(config), read_report(folder)["config"])
+        return json.dumps(as_dict(found)) == json.dumps(as_dict(config))
+    except ClipreelError:
+        return False  # of settings that are gone
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def reproduce(
         folder = out / f"seed-{seed}"
         wanted = replace(config, train=replace(config.train, seed=seed))
         folders.append(folder)
-        if on_first(partial(is_done, folder, as_dict(wanted))):
+        if on_first(partial(is_done, folder, wanted)):
             say(f"{folder}: done before")
             continue
         say(f"{folder}: seed {seed}")

@@ -23,7 +23,8 @@ from clipreel.data.gap import draw, gaps, read_corpus
 from clipreel.data.gap import table as gap_table
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
-from clipreel.training.comparing import Spread, markdown, study
+from clipreel.training import rendering
+from clipreel.training.comparing import Spread, as_json, study
 from clipreel.training.config import OptimConfig, ScheduleConfig, SelectConfig, TrainConfig, as_dict, to_yaml
 from clipreel.training.pairs import SHAPES, DataConfig
 from clipreel.training.post_pretraining import NOT_DECAYED, PostPretrainConfig, SourceConfig, post_pretrain
@@ -313,7 +314,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths[0].parent.mkdir(exist_ok=True)
         for path, config in zip(paths, configs.values(), strict=True):
             path.write_text(to_yaml(config), "utf-8")
-        print(markdown(study(paths, args.seeds, args.out, jobs=args.jobs, device="cpu")))
+        tables = study(paths, args.seeds, args.out, jobs=args.jobs, device="cpu")
+        rendering.save(tables, json.dumps(as_json(tables), indent=1), args.out)
+        print(rendering.rendered(tables, "markdown"))
         return None
     found = run_all(legs_of, args.out, cache, args.seeds, base)
     rows = [

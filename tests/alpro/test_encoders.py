@@ -75,6 +75,15 @@ def test_tables_are_resized_by_the_nearest_row() -> None:
         resized_positions(positions, 15)
 
 
+def test_more_frames_than_the_table_take_the_times_nearest_to_them() -> None:
+    """The documented rule; 8 frames of a model of 4 are what a model with the table of 8 makes of them."""
+    video, frames = tiny().video, pixels(1, frames=8)
+    longer = TimeSformer(replace(video.config, frames=8)).eval()
+    state = video.state_dict()
+    longer.load_state_dict({**state, "time_embed": resized_rows(state["time_embed"], 8)})
+    torch.testing.assert_close(video(frames), longer(frames))
+
+
 def test_padding_is_not_seen_in_either_half() -> None:
     text, ids = tiny().text, tokenizer()(["a red dog"], 8)
     read = text.read(ids)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -41,6 +44,50 @@ def test_the_nouns_of_the_shapes_world_are_its_shapes() -> None:
     captions = [c for item in ShapesWorld().videos("train") for c in item.captions]
     top = [w for w, _ in mine(captions, len(SHAPES) + 2, "places")]
     assert set(top) == {*SHAPES, "left", "right"}
+
+
+LEMMAS = {"dogs": "dog", "Dogs": "dog", "dog": "dog", "man": "man", "beach": "beach", "x2": "x2"}
+
+
+class Pipeline:
+    """A stand-in for a loaded model of spaCy: nouns by a table, of which one is no word."""
+
+    def pipe(self, texts: list[str], disable: list[str]) -> Iterator[list[SimpleNamespace]]:
+        assert disable == ["ner", "parser"]
+        for text in texts:
+            yield [
+                SimpleNamespace(text=w, lemma_=LEMMAS.get(w, w), pos_="NOUN" if w in LEMMAS else "VERB")
+                for w in text.split()
+            ]
+
+
+def stand_in(installed: tuple[str, ...]) -> ModuleType:
+    """The two functions of spaCy that are asked, with these models installed."""
+    spacy, loaded = ModuleType("spacy"), []
+    spacy.load = lambda name: loaded.append(name) or Pipeline()
+    spacy.util = SimpleNamespace(is_package=lambda name: name in installed)
+    spacy.loaded = loaded
+    return spacy
+
+
+def test_spacy_counts_the_lemmas_of_its_nouns(monkeypatch: pytest.MonkeyPatch) -> None:
+    spacy = stand_in(("en_core_web_md", "en_core_web_lg"))
+    monkeypatch.setitem(sys.modules, "spacy", spacy)
+    texts = ["Dogs run", "a dog sees dogs", "man x2 beach"]
+    wanted = [("dog", 3), ("beach", 1), ("man", 1)]
+    assert mine(texts, tagger="spacy") == wanted
+    assert mine(texts) == wanted  # auto takes it too
+    assert spacy.loaded == ["en_core_web_md"] * 2  # the smallest that is there
+    assert mine(CAPTIONS, 1, "places") == [("dog", 3)]
+    assert spacy.loaded == ["en_core_web_md"] * 2
+
+
+def test_spacy_without_a_model_is_told_and_auto_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (stand_in(()), None):  # None: not installed
+        monkeypatch.setitem(sys.modules, "spacy", module)
+        assert mine(CAPTIONS, 2) == [("dog", 3), ("man", 3)]
+        with pytest.raises(ClipreelError, match="spaCy is not installed with a model of English"):
+            mine(CAPTIONS, tagger="spacy")
 
 
 def test_a_vocabulary_is_read_back(tmp_path: Path) -> None:

@@ -55,6 +55,28 @@ def test_stored_tags_replace_those_before_and_filter(index: Index) -> None:
         tagged(stored, ["dog"])
 
 
+def test_facets_narrow_down_and_forgotten_videos_have_no_tags(index: Index) -> None:
+    found = tag(index, tiny_model(), WORDS, most=3, least=0.0)
+    paths = sorted({t.path for t in found})
+    assert facets(found, paths[:2]) == [(w, 2) for w in sorted(WORDS)]
+    assert facets(found, ()) == []
+    index.remove({f.id for f in index.visible() if f.path == paths[0]})
+    assert {t.path for t in read_tags(index)} == set(paths[1:])
+
+
+def test_the_model_is_loaded_as_the_index_was_made(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its adapter and its engine, as search does."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("clipreel.cli.search.load_model", lambda *a: asked.append(a) or tiny_model())
+    monkeypatch.setattr(Index, "read_facts", lambda self, read=Index.read_facts: {**read(self), "adapter": "mine"})
+    words = tmp_path / "words.txt"
+    words.write_text("dog\ncat\n")
+    assert main(["tag", str(words), "--index", str(index.place)]) == 0
+    assert asked == [("tiny-0", False, "auto", "mine", "torch")]
+
+
 def test_wrong_use_is_told(index: Index) -> None:
     with pytest.raises(ClipreelError, match="has no tags; make some with: clipreel tag"):
         read_tags(index)
@@ -101,13 +123,34 @@ def test_the_commands_tag_rerank_and_ask(tmp_path: Path, capsys: pytest.CaptureF
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["score"] for r in rows] == sorted((r["score"] for r in rows), reverse=True)
     assert len(rows) == 3
-    picture = tmp_path / "seen.png"
+    page = tmp_path / "pages" / "tags.html"
+    assert main(["tag", str(words), "--index", place, "--least", "0", "--report", str(page), "--videos", "2"]) == 0
+    text = page.read_text()
+    assert text.count("data:image/jpeg") == 2 * 3  # two videos with a strip for each of three words
+    assert text.count("what the entity head predicts at each patch") == 2 * 2  # "man" is no entity of the model
+    assert text.count("where hiding a square costs the most") == 2
+    assert main(["tag", "--index", place, "--report", str(page)]) == 2
+    assert "the page is made while tagging" in capsys.readouterr().err
+    page = tmp_path / "seen.html"
     question = ["ask", str(videos / "a.mp4"), "what colour is it?", "--model", model]
-    assert main([*question, "--json", "--picture", str(picture)]) == 0
+    assert main([*question, "--json", "--report", str(page)]) == 0
     answers = json.loads(capsys.readouterr().out)["answers"]
     assert sorted(a["answer"] for a in answers) == ["blue", "red"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", "shapes-tiny"]) == 2
-    assert "shapes-tiny is a CLIP, which answers no questions" in capsys.readouterr().err
+    assert page.read_text().count("data:image/jpeg") == 1 + 2  # the best answer, and two entities
+    assert "what colour is it?" in page.read_text()
+    for without in ([], ["--model", "shapes-tiny"]):
+        assert main(["ask", str(videos / "a.mp4"), "what is it?", *without]) == 2
+        assert "clipreel train configs/alpro/msvd-qa.yaml" in capsys.readouterr().err
+    asking = str(save_alpro(retriever(answers=("red", "blue")), tmp_path / "qa"))
+    seen = ["--report", str(page), "--seen-by", model]
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *seen]) == 0
+    assert page.read_text().count("data:image/jpeg") == 3
+    plain = ["--report", str(page)]
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain]) == 0
+    assert page.read_text().count("data:image/jpeg") == 1  # no entities without a head
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain, "--seen-by", asking]) == 2
+    assert "this ALPRO has no entity head" in capsys.readouterr().err
+    assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, "-k", "0"]) == 2
+    assert "0 answers: ask for at least 1" in capsys.readouterr().err
     assert main(["info", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokenizer"] == "wordpiece"

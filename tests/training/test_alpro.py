@@ -12,12 +12,16 @@ from clipreel.alpro.prompter import Prompter
 from clipreel.errors import ClipreelError
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
 from clipreel.training.batches import Batch
+from clipreel.training.checkpoint import read_whole
+from clipreel.training.distributed import world
 from clipreel.training.engine import fit
+from clipreel.training.log import read_log
 from clipreel.training.microbatch import Passes, gradients
 from clipreel.training.mixed import Mixed
 from clipreel.training.recipe import Recipe
 from clipreel.video.transforms import Preprocess
 from tests.alpro.tiny import SIZE, tiny, tokenizer
+from tests.training import worker
 from tests.training.tiny import Memory, tiny_config
 
 ENTITIES = ("dog", "cat", "circle")
@@ -39,6 +43,15 @@ class Batches(Memory):
     def batch(self, step: int) -> Any:
         self.hook(step)
         return batch(self.batch_rows(step))
+
+
+class Shared(Batches):
+    """The same, split evenly over the processes."""
+
+    def batch(self, step: int) -> Any:
+        whole, here = super().batch(step), world()
+        share = -(-len(whole) // here.size)
+        return whole.rows(here.rank * share, min((here.rank + 1) * share, len(whole)))
 
 
 def stage(name: str, **options: Any) -> AlproRecipe:
@@ -142,6 +155,12 @@ def test_nothing_kept_costs_nothing() -> None:
     assert torch.isfinite(sum(losses.values()))
 
 
+def test_how_sure_the_prompter_must_be_is_an_option() -> None:
+    for least, share in ((0.0, 1.0), (0.999, 0.0)):
+        recipe = stage("pretrain", keep="confidence", keep_least=least)
+        assert recipe(batch())[1]["kept"] == share
+
+
 def test_images_get_the_prompts_for_images() -> None:
     recipe = stage("pretrain")
     assert recipe.prompter is not None
@@ -179,6 +198,23 @@ def test_a_batch_of_one_video_has_no_negatives() -> None:
     recipe = stage("retrieval")
     losses, _ = recipe(Batch(batch().frames, batch().ids, torch.zeros(5, dtype=torch.long), batch().names))
     assert torch.isfinite(losses["vtm"])
+
+
+@pytest.mark.parametrize("micro", ["auto", 2])
+def test_two_processes_give_the_numbers_of_one_and_share_the_negative_pairs(tmp_path: Path, micro: int | str) -> None:
+    """Of 5 rows: 10 negative pairs, 5 on each process; the last step has one row, and no pair."""
+    sizes, recipe = [5, 4, 1], stage("retrieval")
+    fit(recipe, Shared(tuple(sizes)), tiny_config(), tmp_path / "one", say=lambda text: None)
+    settings = {"stage": "retrieval", "sizes": sizes, "micro_batch": micro}
+    runs = worker.run(2, tmp_path / "two", alpro=settings)
+    assert [code for code, _ in runs] == [0, 0], runs
+    for _, said in runs:
+        assert "judged [5, 4, 0, 5, 4, 0]" in said
+    found = read_whole(tmp_path / "two" / "last.safetensors")[0]
+    for name, p in recipe.trained().items():
+        torch.testing.assert_close(found[name], p.detach(), atol=1e-5, rtol=1e-4, msg=name)
+    one, two = ([row["loss"] for row in read_log(tmp_path / n) if row["kind"] == "train"] for n in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-5)
 
 
 def test_the_released_quirk_freezes_attention_and_mlp() -> None:

@@ -24,6 +24,7 @@ from clipreel.errors import ClipreelError
 from clipreel.training.alpro_stages import StageConfig, run_stage, stage_cell
 from tests.alpro.tiny import config as tiny_sizes
 from tests.alpro.tiny import tiny
+from tests.training import worker
 from tests.training.tiny import tiny_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "alpro").glob("*.yaml"))
@@ -66,7 +67,8 @@ def stage(world: Path, **changes: object) -> StageConfig:
 
 
 def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
-    made = run_stage(stage(world, stage="prompter", images=str(world / "stills.jsonl")), tmp_path / "prompter")
+    prompter = stage(world, stage="prompter", images=str(world / "stills.jsonl"), augment="video")
+    made = run_stage(prompter, tmp_path / "prompter")
     assert set(made.outcome.selected.metrics) == {"t2v R@1", "t2v R@5", "t2v R@10"}
     pretrain = stage(world, stage="pretrain", prompter=str(made.folder), sampling="alpro_headtail")
     made = run_stage(pretrain, tmp_path / "pretrain")
@@ -75,7 +77,13 @@ def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
     questions = str(world / "qa.jsonl")
     select = replace(tiny_config(steps=2), select=replace(tiny_config().select, metric="accuracy"))
     answering = stage(
-        world, stage="qa", model=str(made.folder), train_data=questions, validation_data=questions, train=select
+        world,
+        stage="qa",
+        model=str(made.folder),
+        train_data=questions,
+        validation_data=questions,
+        train=select,
+        augment="operations",
     )
     made = run_stage(answering, tmp_path / "qa")
     assert set(made.outcome.selected.metrics) == {"accuracy", "accuracy what", "accuracy how"}
@@ -110,6 +118,22 @@ def test_the_command_trains_a_config(world: Path, tmp_path: Path, capsys: pytest
     assert "unknown key batches; did you mean batch?" in capsys.readouterr().err
 
 
+def test_two_processes_make_the_model_of_one(world: Path, tmp_path: Path) -> None:
+    """Without dropout, whose masks follow the rows of a process."""
+    config = stage(world, images=str(world / "stills.jsonl"), augment="video")
+    sizes = config.sizes
+    vision, text = replace(sizes.vision, drop_path=0.0), replace(sizes.text, dropout=0.0)
+    config = replace(config, sizes=replace(sizes, vision=vision, text=text))
+    one = run_stage(config, tmp_path / "one")
+    runs = worker.run(2, tmp_path / "two", stage=config)
+    assert [code for code, _ in runs] == [0, 0], runs
+    assert all(f"R@1 {one.outcome.selected.metrics['t2v R@1']}" in said for _, said in runs)
+    again = clipreel.load(tmp_path / "two" / "model")
+    for name, tensor in one.model.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    assert sum("decoding" in said for _, said in runs) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -124,6 +148,19 @@ def test_what_is_missing_is_told(world: Path, tmp_path: Path, changes: dict[str,
         run_stage(stage(world, **changes), tmp_path)
 
 
+def test_answers_outside_the_vocabulary_are_told(world: Path, tmp_path: Path) -> None:
+    words, said = tmp_path / "answers.json", []
+    asked = stage(world, stage="qa", train_data=str(world / "qa.jsonl"), validation_data="", answers=str(words))
+    for text, error in (("[]", "are empty; give a JSON list"), ('["red"]', "none of the 12 questions has an answer")):
+        words.write_text(text)
+        with pytest.raises(ClipreelError, match=error):
+            run_stage(asked, tmp_path / "run")
+    words.write_text('["shape", "one"]')
+    made = run_stage(asked, tmp_path / "run", say=said.append)
+    assert "3 of 12 questions have an answer outside the vocabulary" in said
+    assert made.model.answers == ("shape", "one")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])
 def test_the_published_stages_are_readable_and_whole(path: Path) -> None:
     cell = stage_cell(path)
@@ -131,6 +168,8 @@ def test_the_published_stages_are_readable_and_whole(path: Path) -> None:
     assert (optim.name, optim.betas, optim.eps, optim.decay) == ("adamw_hf", (0.9, 0.98), 1e-6, 0.0)
     assert c.train.schedule.name == "hero_linear"
     assert cell.source
+    pixels = {"prompter": "video", "pretrain": "video", "retrieval": "none", "qa": "operations"}
+    assert c.augment == pixels[c.stage]
     assert bool(cell.target) == (c.stage != "prompter")
     with torch.device("meta"):
         size = sum(p.numel() for p in clipreel_size(c).parameters())

@@ -20,6 +20,7 @@ from clipreel.data.readers import read_samples
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import save_features
 from clipreel.training import checkpoint, distributed
+from clipreel.training.alpro_stages import run_stage
 from clipreel.training.engine import Validator, fit
 from clipreel.training.evaluating import evaluate_together
 from tests.training.tiny import ROWS, Memory, tiny_config, tiny_recipe
@@ -127,6 +128,17 @@ def evaluation(folder: Path) -> None:
         save_features(folder, found)
 
 
+def alpro(folder: Path, hook: Any, stage: str, sizes: list[int], **config: Any) -> None:
+    """A stage of ALPRO; says how many pairs this process judged in each step."""
+    from tests.training import test_alpro
+
+    recipe, judged = test_alpro.stage(stage), []
+    match = recipe.model.match
+    recipe.model.match = lambda *tokens: judged.append(len(tokens[0])) or match(*tokens)
+    fit(recipe, test_alpro.Shared(tuple(sizes), hook), tiny_config(**config), folder)
+    print("judged", judged)
+
+
 def main(folder: Path, options: dict[str, Any]) -> None:
     rank = distributed.world().rank
     if options.get("evaluate"):
@@ -141,6 +153,12 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         if options.get("hang") == [rank, step]:
             os.kill(os.getpid(), signal.SIGSTOP)
 
+    if "alpro" in options:
+        alpro(folder, hook, **options["alpro"])
+        return
+    if "stage" in options:
+        print("R@1", run_stage(options["stage"], folder, say=print).outcome.selected.metrics["t2v R@1"])
+        return
     if options.get("own_loop"):
         own_loop(folder, options["sizes"])
         return
