@@ -19,7 +19,8 @@ from clipreel.evaluation.protocol import SUBJECTS, Stamp
 from clipreel.evaluation.report import compare
 from clipreel.training import rendering
 from clipreel.training.comparing import Study, finished, tables
-from clipreel.training.finished import Run, Spread, paired, read_run
+from clipreel.training.finished import Run, Spread, is_done, paired, read_run
+from clipreel.training.tuning import TuneConfig
 
 COUNT = 24
 STAMP = Stamp(split="made", split_hash="x", frames="8 uniform", resolution=64, tokens=32, tokenizer="openai")
@@ -227,3 +228,16 @@ def test_a_table_survives_json(tmp_path: Path) -> None:
     assert rendering.lines(Study.from_dict(data))[0][:4] == ["method", "trained", "file", *rendering.WAYS[:1]]
     with pytest.raises(ClipreelError, match="is no table of clipreel compare"):
         Study.from_dict({"rows": [{}]})
+
+
+def test_runs_of_a_version_with_fewer_settings_are_done(tmp_path: Path) -> None:
+    report(tmp_path / "old", features(0.5), 3, 4)
+    base = TuneConfig()
+    wanted = replace(base, train=replace(base.train, seed=3, steps=4))
+    assert is_done(tmp_path / "old", wanted)
+    assert not is_done(tmp_path / "old", replace(wanted, frames=wanted.frames + 1))
+    assert not is_done(tmp_path / "none", wanted)
+    path = tmp_path / "old" / "report.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "config": {**data["config"], "gone": 1}}))
+    assert not is_done(tmp_path / "old", wanted)
