@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
     | {"official", "retriever", "sites", "tokenizer", "tuners", "video"},
-    "search": {"adapter", "alpro", "heads", "retriever", "video"},
+    "search": {"adapter", "alpro", "heads", "mixing", "retriever", "video"},
     "cli": {
         "adapter",
         "alpro",
