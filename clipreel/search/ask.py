@@ -29,6 +29,7 @@ from clipreel.search.answer import (
     Request,
 )
 from clipreel.search.catalog import day_of, state_of
+from clipreel.search.frames import DECODED
 from clipreel.search.index import Index, text_of
 from clipreel.search.query import MOST_WORDS, Query
 from clipreel.search.query import Hit as Candidate
@@ -49,6 +50,7 @@ class Found:
     """A video in the ranking of a view."""
 
     view: View
+    vector: Vector
     scored: Scored
     file: int
     score: float
@@ -101,7 +103,7 @@ class Asker:
         if request.rerank is not None:
             found = self._reranked(found, request)
         page = found[request.offset : request.offset + request.k]
-        hits = tuple(self._hit(one, request) for one in page)
+        hits = tuple(self._hit(one, request, n) for n, one in enumerate(page))
         state = "ok" if any(anything) else "nothing"
         return Answer(hits, state, total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
 
@@ -137,7 +139,7 @@ class Asker:
         else:
             keys = scored.best
         top = order_of(scored.best, keys, wanted)
-        return [Found(view, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
+        return [Found(view, vector, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
 
     def _reranked(self, found: list[Found], request: Request) -> list[Found]:
         reorder = self.rerankers.get(request.rerank or "")
@@ -151,12 +153,15 @@ class Asker:
         new = reorder(query, [candidate(one) for one in first])
         return [*(replace(by_path[c.path], score=c.score) for c in new), *found[request.candidates :]]
 
-    def _hit(self, one: Found, request: Request) -> Hit:
+    def _hit(self, one: Found, request: Request, place: int) -> Hit:
         view, file = one.view, one.view.catalog.files[one.file]
         moments = one.scored.moments
         rows, _ = one.scored.rows(one.file)
         found = spans(moments.start_s[rows], moments.end_s[rows], one.scored.scores[rows])
         first, *others = found
+        decode = request.refine == "decode" and place < DECODED
+        sharp = None if request.refine == "none" else view.frames.sharpen(file, first, one.vector, decode)
+        start_s, end_s, matched = sharp or (first.start_s, first.end_s, ())
         known = view.calibration if rated(request) else None
         cosine = float(one.scored.best[one.file])
         return Hit(
@@ -164,8 +169,8 @@ class Asker:
             path=Path(file.path),
             name=text_of(Path(file.path).name),
             folder=view.catalog.label(file.path),
-            start_s=first.start_s,
-            end_s=first.end_s,
+            start_s=start_s,
+            end_s=end_s,
             score=one.score,
             unusual=None if known is None else known.unusual(one.file, cosine),
             words="unrated" if known is None else known.words(one.file, cosine),
@@ -175,7 +180,7 @@ class Asker:
             date=day_of(file),
             tags=view.catalog.tags(file),
             moments=tuple(Moment(s.start_s, s.end_s, s.score) for s in others),
-            matched=(),
+            matched=matched,
             adapter=view.name,
             state=state_of(file),
         )
