@@ -12,6 +12,7 @@ from clipreel.cli.search import Flag, Many, check_helps, described, dump, engine
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
     from clipreel.search.index import Index
     from clipreel.search.indexer import Report
 
@@ -25,13 +26,15 @@ def index(
     adapter: str | None = None,
     unhelpful: Flag = False,
     download: Flag = False,
-    segments: Literal["windows", "shots", "none"] = "windows",
+    segments: Literal["windows", "shots", "keyframes", "none"] = "windows",
     seconds: float = 8.0,
     overlap: float = 0.5,
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
     frames: Flag = False,
+    bank: str | None = None,
+    false_alarm: float | None = None,
     device: str = "auto",
     engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
@@ -47,13 +50,17 @@ def index(
         adapter: Folder of an adapter on the model (default: that of the index).
         unhelpful: Take the adapter although it did not help on its held-out pairs.
         download: Allow the model to be fetched from the hub.
-        segments: How videos are cut into moments.
-        seconds: Length of a window.
+        segments: How videos are cut into moments; keyframes reads least.
+        seconds: Length of a window; the least length of an interval of keyframes.
         overlap: Part of a window that the next one shows again, from 0 to below 1.
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
-        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
+        frames: Keep the vectors of frames as well, which sharpen moments and which `clipreel search --rerank` needs;
+            said when an index is made.
+        bank: Queries that scores are compared with: general, past (what was asked before), a file with one query a
+            line, or none (default: that of the index, else general).
+        false_alarm: Share of queries that nothing answers for which the search may still find something.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
@@ -89,8 +96,26 @@ def index(
     gone = [] if folders else [r for r in roots if not os.path.exists(r)]
     there = [r for r in roots if r not in gone]
     report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
+    rate(store, retriever, bank, false_alarm, bool(report.indexed or report.forgotten))
     report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
     return told(report, place, roots, json)
+
+
+def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
+    """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
+    from clipreel.search.bank import bank_of
+    from clipreel.search.calibration import FALSE_ALARM, calibrate
+
+    fact = store.facts.get("calibration", {})
+    source = which or store.facts.get("bank", "general")
+    store.set_facts(bank=source if source in ("general", "past", "none") else os.path.abspath(source))
+    if source == "none":
+        store.set_facts(calibration=None)
+        return
+    aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
+    bank = bank_of(store, source)
+    if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
+        calibrate(store, model, bank, aim)
 
 
 def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
