@@ -35,6 +35,8 @@ def index(
     frames: Flag = False,
     bank: str | None = None,
     false_alarm: float | None = None,
+    watch: Flag = False,
+    commercial: Flag = False,
     device: str = "auto",
     engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
@@ -61,10 +63,13 @@ def index(
         bank: Queries that scores are compared with: general, past (what was asked before), a file with one query a
             line, or none (default: that of the index, else general).
         false_alarm: Share of queries that nothing answers for which the search may still find something.
+        watch: Stay, and follow what comes, changes and goes, until Ctrl-C.
+        commercial: Refuse a base or an adapter that may not be used commercially, saying why.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
+    from clipreel.licences import require_commercial
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import facts_of, update
     from clipreel.search.rerank import FACT, FrameStore
@@ -84,6 +89,8 @@ def index(
     if existing and frames:
         FrameStore(existing)  # refuses an index that was made without
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
+    if commercial:
+        require_commercial(name, adapter)
     retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     store = existing or Index.create(place, facts_of(retriever, cut) | (FACT if frames else {}))
     if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
@@ -98,7 +105,18 @@ def index(
     report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
     rate(store, retriever, bank, false_alarm, bool(report.indexed or report.forgotten))
     report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
-    return told(report, place, roots, json)
+    code = told(report, place, roots, json, watch)
+    canaries(store, retriever)
+    if watch:
+        from clipreel.search.watch import watch as follow
+
+        def again(found: Report) -> None:
+            told(found, place, roots, json, True)
+            canaries(store, retriever)
+
+        print(f"watching {', '.join(map(shown, there))}; Ctrl-C ends it", file=sys.stderr)
+        follow(store, retriever, there, again, timeout_s=time_limit, workers=workers)
+    return code
 
 
 def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
@@ -118,7 +136,18 @@ def rate(store: Index, model: Retriever, which: str | None, false_alarm: float |
         calibrate(store, model, bank, aim)
 
 
-def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
+def canaries(store: Index, model: Retriever) -> None:
+    """Warns where the answers of saved queries moved."""
+    from clipreel.search.canary import moved
+    from clipreel.search.query import Searcher
+
+    if store.facts.get("canary"):
+        for row in moved(store, Searcher(store, model)):
+            if row.warns:
+                print(f"note: {shown(str(row))} (clipreel canary run)", file=sys.stderr)
+
+
+def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:
     """Prints what indexing did; returns the exit code."""
     if json:
         print(dump({**vars(report), "index": place}))
@@ -132,7 +161,7 @@ def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
         print(f"note: {shown(path)}: {warning}", file=sys.stderr)
     skipped(report.skipped)
     nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
-    if nothing and not report.skipped:
+    if nothing and not report.skipped and not stays:
         raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
     return (2 if nothing else 1) if report.skipped else 0
 
