@@ -1,4 +1,4 @@
-"""The process of an index job: `python -m clipreel.server.index_job DEVICE INDEX...`; lines of JSON say how far it is."""
+"""The process of an index job: `python -m clipreel.server.index_job DEVICE INDEX...`; JSON lines say how far it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def main(device: str, *places: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # what was stored stays; the next run goes on from there
     os.nice(10)  # answers come first
     counts = dict.fromkeys(COUNTED, 0)
-    skipped, gone = 0, []
+    skipped = 0
+    gone: list[str] = []
     try:
         for n, place in enumerate(places):
             report, gone = brought_up_to_date(place, device)

@@ -35,12 +35,21 @@ def model_bytes(model: Retriever) -> int:
     return sum(p.numel() * p.element_size() for p in model.network.parameters())
 
 
-def licences(facts: dict[str, Any], adapter: str = "") -> list[dict[str, Any]]:
+def comes_from(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """What the model of an index comes from: base and data, each with its licence and whether that allows commercial
     use (null where nobody said)."""
-    folder = adapter or facts.get("adapter")
+    folder = facts.get("adapter")
     try:
         links = lineage(folder) if folder else [link("base", facts["model"], {})]
     except ClipreelError:
         links = [link("base", facts["model"], {})]
     return [vars(found) for found in links]
+
+
+def licences(facts: dict[str, Any]) -> dict[str, str]:
+    """The licences of base and data in short."""
+    short: dict[str, str] = {}
+    for found in comes_from(facts):
+        before = f"{short[found['what']]}; " if found["what"] in short else ""
+        short[found["what"]] = before + found["licence"]
+    return short
