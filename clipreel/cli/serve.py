@@ -109,6 +109,7 @@ def bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, proto)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(place)
+        listening.listen(2048)  # who comes before the model is loaded waits a moment
     except OSError as e:
         raise ClipreelError(f"{host}:{port} cannot be listened on ({e.strerror}); try --port 0") from e
     return listening
