@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.server.answers import Answers
@@ -98,7 +100,8 @@ class Services:
         while True:
             await asyncio.sleep(TICK_S)
             self.uploads.expire()
-            await run_in_threadpool(self.archive.now)
+            with contextlib.suppress(ClipreelError):  # the disk of the index may come back
+                await run_in_threadpool(self.archive.now)
 
     async def close(self) -> None:
         for task in self.tasks:

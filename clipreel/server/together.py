@@ -10,23 +10,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
+from clipreel.search.ann import Approximate
 from clipreel.search.answer import Answer, Facets, Filters, Request
 from clipreel.search.ask import Asker, Reorder
 from clipreel.search.catalog import Catalog
 from clipreel.search.index import Index, Moments
-from clipreel.search.query import Query
+from clipreel.search.query import Query, Searcher
 from clipreel.search.view import Scored, Vector, View
 
 Value = TypeVar("Value")
+MOST_CHARS = 4000  # of a text that is read ahead
 TEXTS = 4096  # vectors that are remembered
 FILTERS = 64
 FRESH_S = 0.5  # how long the index counts as unchanged
@@ -115,35 +116,49 @@ class KeptCatalog(Catalog):
         return self._facets.of(allowed.tobytes(), lambda: super(KeptCatalog, self).facets(allowed))
 
 
+class Holding(Searcher):
+    """A searcher that stays with one state of the index until it is told to look again."""
+
+    held: Moments | Approximate | None = None
+
+    def source(self) -> Moments | Approximate:
+        if self.held is None:
+            self.held = super().source()
+        return self.held
+
+
 class KeptView(View):
     """A view that looks at the disk now and then, and finds scores that were made for many requests."""
 
     def __init__(self, view: View) -> None:
         super().__init__(view.name, view.index, remembering(view.model), view.searcher.exact)
+        self.searcher = self.holding = Holding(view.index, self.model, view.searcher.exact)
         self.ready: dict[bytes, Vector] = {}
+        self.busy = False
         self._looked = 0.0
-        self._source: Any = None
 
     def refresh(self) -> None:
-        if time.monotonic() - self._looked < FRESH_S:
+        """Not in the middle of a batch, whose requests all see one state of the index."""
+        if self.busy or time.monotonic() - self._looked < FRESH_S:
             return
+        self.holding.held = None
         super().refresh()
         if not isinstance(self.catalog, KeptCatalog):
             self.catalog = KeptCatalog(self.catalog)
-        self._source = self.searcher.source()
         self._looked = time.monotonic()
 
     def prepare(self, vectors: Sequence[Vector]) -> None:
         """Make the scores of unit vectors, each (E,), together."""
         self.ready = {}
-        if isinstance(self._source, Moments) and len(vectors) > 1:
+        source = self.holding.source()
+        if isinstance(source, Moments) and len(vectors) > 1:
             unique = list({v.tobytes(): v for v in vectors}.values())
-            rows = products(np.stack(unique), self._source.vectors)
+            rows = products(np.stack(unique), source.vectors)
             self.ready = {v.tobytes(): row for v, row in zip(unique, rows, strict=True)}
 
     def scored(self, vector: Vector, wanted: int, allowed: NDArray[np.bool_], request: Request) -> Scored:
         scores = self.ready.get(vector.tobytes())
-        f, source = request.filters, self._source
+        f, source = request.filters, self.holding.source()
         timed = f.ends_after_s > 0 or f.starts_before_s < float("inf")
         if scores is None or not isinstance(source, Moments) or timed:
             return super().scored(vector, wanted, allowed, request)
@@ -185,6 +200,16 @@ class Together(Asker):
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """An answer for each request, or the error that it deserves."""
+        for view in self.kept.values():
+            view.refresh()
+            view.busy = True
+        try:
+            return self._answered(requests)
+        finally:
+            for view in self.kept.values():
+                view.busy, view.ready = False, {}
+
+    def _answered(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         found: list[Answer | Exception] = []
         vectors: list[list[Vector] | Exception] = []
         self._read(requests)
@@ -192,10 +217,8 @@ class Together(Asker):
         for request in requests:
             try:
                 views = self._asked(request)
-                for view in views:
-                    view.refresh()
                 ready = self._vectors(views, request)
-            except ClipreelError as e:
+            except Exception as e:  # told to who asked this, and to nobody else
                 vectors.append(e)
                 continue
             vectors.append(ready)
@@ -211,7 +234,7 @@ class Together(Asker):
             self._ready = ready_or_error
             try:
                 found.append(self.answer(request))
-            except ClipreelError as e:
+            except Exception as e:
                 found.append(e)
             finally:
                 self._ready = None
@@ -227,6 +250,3 @@ class Together(Asker):
 
     def _vectors(self, views: Sequence[View], request: Request) -> list[Vector]:
         return super()._vectors(views, request) if self._ready is None else self._ready
-
-
-MOST_CHARS = 4000

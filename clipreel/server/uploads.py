@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Uploads:
         for left in self.folder.iterdir():  # of a server before this one
             left.unlink(missing_ok=True)
         self._kept: OrderedDict[str, Upload] = OrderedDict()
+        self._lock = threading.RLock()  # the search thread asks too
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -47,7 +49,6 @@ class Uploads:
             raise ApiError(413, "too-large", f"{len(data)} bytes: an image may have {self.settings.upload_bytes}")
         task = {"task": "image", "pixels": self.settings.upload_pixels}
         facts, png = await self.decoders.ask(task, data, self.settings.upload_s)
-        self.expire(room=1)
         id = secrets.token_hex(12)
         path = self.folder / f"{id}.png"
         try:
@@ -58,21 +59,27 @@ class Uploads:
                 raise disk_full(self.folder) from e
             raise
         until = time.monotonic() + self.settings.upload_lives_s
-        self._kept[id] = Upload(id, path, facts["width"], facts["height"], until)
-        return self._kept[id]
+        found = Upload(id, path, facts["width"], facts["height"], until)
+        with self._lock:
+            self.expire(room=1)
+            self._kept[id] = found
+        return found
 
     def get(self, id: str) -> Upload:
         """Raises ApiError 404 for one that is not there any more."""
-        self.expire()
-        if id not in self._kept:
+        with self._lock:
+            self.expire()
+            found = self._kept.get(id)
+        if found is None:
             raise ApiError(404, "no-such-upload", f"no upload {id[:40]!r} (they expire); send the image again")
-        return self._kept[id]
+        return found
 
     def expire(self, room: int = 0) -> None:
-        now = time.monotonic()
-        while self._kept:
-            oldest = next(iter(self._kept.values()))
-            if oldest.until > now and len(self._kept) + room <= self.settings.uploads:
-                return
-            del self._kept[oldest.id]
-            oldest.path.unlink(missing_ok=True)
+        """Drop what is too old, and the oldest until there is `room`."""
+        with self._lock:
+            while self._kept:
+                oldest = next(iter(self._kept.values()))
+                if oldest.until > time.monotonic() and len(self._kept) + room <= self.settings.uploads:
+                    return
+                del self._kept[oldest.id]
+                oldest.path.unlink(missing_ok=True)
