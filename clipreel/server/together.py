@@ -136,6 +136,7 @@ class KeptView(View):
         self.ready: dict[bytes, Vector] = {}
         self.busy = False
         self._looked = 0.0
+        self._firsts: tuple[Moments | None, NDArray[np.int64]] = (None, np.empty(0, np.int64))
 
     def refresh(self) -> None:
         """Not in the middle of a batch, whose requests all see one state of the index."""
@@ -165,7 +166,9 @@ class KeptView(View):
         if not allowed.all():
             scores = np.where(allowed[source.file], scores, np.float32(-np.inf))
         best = np.full(len(source.files), -np.inf, np.float32)
-        firsts = np.flatnonzero(np.diff(source.file, prepend=-1))  # rows are in order of file
+        if self._firsts[0] is not source:  # rows are in order of file
+            self._firsts = source, np.flatnonzero(np.diff(source.file, prepend=-1))
+        firsts = self._firsts[1]
         if len(firsts):
             best[source.file[firsts]] = np.maximum.reduceat(scores, firsts)
         return Scored(source, scores, best)
