@@ -24,7 +24,7 @@ from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.retriever import load as load_base
-from clipreel.sites import Tuner
+from clipreel.sites import PLAIN, Tuner
 from clipreel.tuners import build
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
@@ -181,11 +181,12 @@ def with_adapter(model: Retriever, folder: str | Path) -> Retriever:
             f"the adapter {folder} was tuned on {config.base_name} ({config.base[:12]}), not on {model.name} "
             f"({model.fingerprint[:12]}); load that base, or tune again on this one"
         )
+    tuner = tuner_of(folder, model.clip, config)
     return model.adapted(
-        tuner_of(folder, model.clip, config),
+        tuner,
         preprocess=Preprocess(**config.preprocess),
         sampling=Sampling(**config.sampling),
-        adapter=config.tensors,
+        adapter="none" if tuner is PLAIN else config.tensors,
         name=f"{model.name} + {config.method}",
         folder=os.path.abspath(folder),
     )

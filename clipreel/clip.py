@@ -81,10 +81,10 @@ class VideoTower(Tower):
 
     def __init__(self, c: ClipConfig) -> None:
         super().__init__(c.vision, c.activation)
-        grid, d = c.image_size // c.patch, c.vision.width
+        self.grid, d = c.image_size // c.patch, c.vision.width
         self.patch = nn.Conv2d(3, d, c.patch, c.patch, bias=False)
         self.cls = nn.Parameter(torch.randn(d) * d**-0.5)
-        self.pos = nn.Parameter(torch.randn(1 + grid * grid, d) * d**-0.5)
+        self.pos = nn.Parameter(torch.randn(1 + self.grid * self.grid, d) * d**-0.5)
         self.ln_pre, self.ln_post = nn.LayerNorm(d), nn.LayerNorm(d)
         self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
 
@@ -94,10 +94,13 @@ class VideoTower(Tower):
         weight, pos = self.tensor("patch.weight", tuner), self.tensor("pos", tuner)
         p = weight.shape[-1]
         rows, columns = H // p, W // p  # as in a strided convolution, what does not fill a patch is left out
-        if 1 + rows * columns != pos.shape[0]:
+        # positions that were resized to another grid do not say which one, those of the model are a square
+        square = pos.shape[0] - 1 == self.grid * self.grid
+        if 1 + rows * columns != pos.shape[0] or (square and rows != columns):
             raise ValueError(
                 f"frames of {H}x{W} pixels give {rows}x{columns} patches of {p}, but the model has {pos.shape[0] - 1} "
-                "patch positions; preprocess to the size of the model, or load it with another image_size"
+                f"patch positions{' in a square' if square else ''}; preprocess to the size of the model, or load it "
+                "with another image_size"
             )
         x = frames_BTCHW[..., : rows * p, : columns * p].reshape(B * T, 3, rows, p, columns, p)
         x = project(x.permute(0, 2, 4, 1, 3, 5).reshape(B, T, rows * columns, -1), weight, frame_mask)

@@ -195,8 +195,8 @@ class Retriever:
 
     @torch.inference_mode()
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-        if frames.ndim != 5 or frames.shape[2] != 3:
-            raise ValueError(f"frames must be (B, T, 3, H, W), not {tuple(frames.shape)}")
+        if frames.ndim != 5 or frames.shape[2] != 3 or not frames.shape[1]:
+            raise ValueError(f"frames must be (B, T, 3, H, W) with at least one frame, not {tuple(frames.shape)}")
         if frame_mask is not None and not (real := frame_mask.any(1)).all():
             empty = (~real).nonzero()[0].item()
             raise ClipreelError(f"video {empty} of {len(real)} has no real frame in its frame_mask; leave it out")

@@ -37,8 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "int8": {"data", "evaluation"},
     "official": {"adapter", "alpro", "checkpoints", "clip", "heads", "retriever", "sidecar", "tokenizer", "tuners"}
     | {"video"},
-    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
-    | {"official", "retriever", "sites", "tokenizer", "tuners", "video"},
+    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "head_files", "heads"}
+    | {"losses", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "heads", "mixing", "retriever", "video"},
     "exports": {"video"},
     "server": {"adapter", "exports", "int8", "licences", "retriever", "search", "video"},

@@ -1,5 +1,7 @@
 """MV-Adapter's counts at full size, its frozen configs, and checkpoints in the layout of the released code."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,14 @@ from torch import Tensor, nn
 from clipreel import load_official
 from clipreel.adapter import trained
 from clipreel.checkpoints import name_table, to_openai
+from clipreel.cli import main
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
 from clipreel.official.mv_adapter import MV_NAMES
 from clipreel.training.cells import cells
 from clipreel.tuners import build, options
+from clipreel.tuners.counting import ARCHITECTURES, MV_ADAPTER, mv_adapter_storage
 from clipreel.tuners.mv_adapter import MvAdapter, MvAdapterConfig, TextBottleneck, VideoBottleneck
 from clipreel.video.sampling import Sampling
 from tests.tiny_mv import FRAMES, LAYERS, WORDS, base, ids, made, video
@@ -82,6 +86,34 @@ def test_counts_of_the_specification(
     # the paper counts biases too, "down in" everywhere, and no LayerNorm in front
     if paper is not None and changes.get("tie") != "down out" and "lnin" not in changes:
         assert abs(b16 - paper) < 0.01
+
+
+def test_info_recomputes_the_table_beside_the_papers_column(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "ViT-B/16", "--json"]) == 0
+    found = {"ViT-B/16": list(json.loads(capsys.readouterr().out)["mv_adapter"].values())}
+    for name in ("ViT-B/32", "ViT-L/14"):
+        found[name] = [asdict(s) for s in mv_adapter_storage(ARCHITECTURES[name]).values()]
+    for row, wanted in enumerate(TABLE):
+        changes, number, b16, b32, megabytes, paper = wanted
+        for model, share in (("ViT-B/16", b16), ("ViT-B/32", b32)):
+            stored = found[model][row]
+            assert (stored["trained"], round(stored["share"], 3)) == (number, share), changes
+            assert (round(stored["megabytes"], 2), stored["paper"]) == (megabytes, paper)
+            assert stored["adapters"] == number - 171_008
+            assert round(stored["tasks"]) == 112
+    # ViT-L/14 has bottlenecks of 128, and no printed share
+    large = found["ViT-L/14"][0]
+    assert [round(large[n], 2) for n in ("adapters_share", "share")] == [3.86, 3.95]
+    assert round(large["adapters"] / 1e6, 2) == 16.51
+    # released files hold these tensors and about 360 bytes of zip for each of them
+    released = {"MSR-VTT released": 7.43, "MSR-VTT, MSVD": 7.58, "ActivityNet released": 7.85}
+    half = dict(zip(MV_ADAPTER, (s["half_megabytes"] for s in found["ViT-B/16"]), strict=True))
+    for setting, size in released.items():
+        assert 0.25 < size - half[setting] < 0.28, setting
+    assert main(["info", "ViT-L/14"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not on this architecture: cross_modal" in said
+    assert "no tying 16,509,312 16,883,840 3.948 % 67.54 MB 34.22 MB 119.7 %" in said
 
 
 def test_counts_of_one_adapter_and_of_the_large_model(bases: dict[str, Clip]) -> None:

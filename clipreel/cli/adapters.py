@@ -24,7 +24,7 @@ def found(folder: Path) -> list[Path]:
 
 @adapters.command(name="list")
 def list_(folder: Path = Path("tuned"), /, *, json: Flag = False) -> int:
-    """One line for each adapter below a folder: method, base, size, whether it helps.
+    """One line for each adapter below a folder: method, head, base, size, whether it helps.
 
     Args:
         folder: Where to look.
@@ -35,20 +35,25 @@ def list_(folder: Path = Path("tuned"), /, *, json: Flag = False) -> int:
     from clipreel.adapter import WEIGHTS, read_config
     from clipreel.cli.output import shown, skipped
     from clipreel.errors import ClipreelError
+    from clipreel.head_files import CONFIG as HEAD
+    from clipreel.head_files import read_config as read_head_config
 
     broken: list[tuple[str, str]] = []
     for path in found(folder):
         try:
             c = read_config(path)
             size = (path / WEIGHTS).stat().st_size
+            head = read_head_config(path).head if (path / HEAD).exists() else None
         except (ClipreelError, OSError) as e:
             broken.append((str(path), str(e)))
             continue
-        row = {"path": str(path), "method": c.method, "base": c.base_name, "bytes": size, "helps": HELPS[c.helped]}
+        row = {"path": str(path), "method": c.method, "head": head, "base": c.base_name, "bytes": size}
+        row |= {"helps": HELPS[c.helped]}
+        what = f"{c.method} with {head}" if head else c.method
         print(
             js.dumps(row)
             if json
-            else f"{shown(str(path))}  {c.method}  on {c.base_name}  {size / 1e6:.2f} MB  {HELPS[c.helped]}"
+            else f"{shown(str(path))}  {what}  on {c.base_name}  {size / 1e6:.2f} MB  {HELPS[c.helped]}"
         )
     skipped(broken)
     return 1 if broken else 0
@@ -92,7 +97,7 @@ def licence(folder: Path, what: str, text: str, /, *, allows: Flag = False) -> i
 
 @adapters.command
 def verify(folder: Path, /, *, model: str | None = None, download: Flag = False) -> int:
-    """Check an adapter: its tensors against its fingerprint, and with --model that it fits a base.
+    """Check an adapter and its head: tensors against fingerprints, and with --model that they fit a base.
 
     Args:
         folder: The adapter.
@@ -101,11 +106,17 @@ def verify(folder: Path, /, *, model: str | None = None, download: Flag = False)
     """
     from clipreel.adapter import read_config, read_tensors, with_adapter
     from clipreel.cli.search import load_model
+    from clipreel.head_files import CONFIG, read_head, with_head
 
     config = read_config(folder)
     tensors = read_tensors(folder, config)
+    headed = (folder / CONFIG).exists()
+    if headed:
+        tensors |= {f"head.{name}": p for name, p in read_head(folder)[0].named_parameters()}
     if model is not None:
-        with_adapter(load_model(model, download, "cpu"), folder)
+        found = with_adapter(load_model(model, download, "cpu"), folder)
+        if headed:
+            with_head(found, folder)
     fits = "" if model is None else f", fits {model}"
     print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers: all as stated{fits}")
     return 0
@@ -113,15 +124,17 @@ def verify(folder: Path, /, *, model: str | None = None, download: Flag = False)
 
 @adapters.command
 def remove(folder: Path, /) -> int:
-    """Delete an adapter's two files, and its folder where nothing else is in it.
+    """Delete the files of an adapter and of its head, and the folder where nothing else is in it.
 
     Args:
         folder: The adapter.
     """
+    from clipreel import head_files
     from clipreel.adapter import CONFIG, WEIGHTS, read_config
 
     read_config(folder)
-    for name in (CONFIG, WEIGHTS):  # the config first: what is left without it is no adapter
+    # the configs first: what is left without them is no adapter and no head
+    for name in (CONFIG, head_files.CONFIG, WEIGHTS, head_files.WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()

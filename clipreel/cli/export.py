@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,11 @@ def export(
     from clipreel.adapter import read_config, with_adapter
     from clipreel.cli.search import load_model
     from clipreel.export import export as write
+    from clipreel.head_files import CONFIG
 
     base = load_model(model or read_config(adapter).base_name, download, "cpu")
     found = write(with_adapter(base, adapter), out)
     print(f"wrote {shown(str(out))}; vectors differ by at most {found:.1e}")
+    if (adapter / CONFIG).exists():
+        print(f"note: the head in {shown(str(adapter))} is not part of it: it cannot be merged", file=sys.stderr)
     return 0

@@ -111,29 +111,13 @@ def index(
         from clipreel.search.watch import watch as follow
 
         def again(found: Report) -> None:
+            rate(store, retriever, bank, false_alarm, bool(found.indexed or found.forgotten))
             told(found, place, roots, json, True)
             canaries(store, retriever)
 
         print(f"watching {', '.join(map(shown, there))}; Ctrl-C ends it", file=sys.stderr)
         follow(store, retriever, there, again, timeout_s=time_limit, workers=workers)
     return code
-
-
-def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
-    """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
-    from clipreel.search.bank import bank_of
-    from clipreel.search.calibration import FALSE_ALARM, calibrate
-
-    fact = store.facts.get("calibration", {})
-    source = which or store.facts.get("bank", "general")
-    store.set_facts(bank=source if source in ("general", "past", "none") else os.path.abspath(source))
-    if source == "none":
-        store.set_facts(calibration=None)
-        return
-    aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
-    bank = bank_of(store, source)
-    if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
-        calibrate(store, model, bank, aim)
 
 
 def canaries(store: Index, model: Retriever) -> None:
@@ -145,6 +129,25 @@ def canaries(store: Index, model: Retriever) -> None:
         for row in moved(store, Searcher(store, model)):
             if row.warns:
                 print(f"note: {shown(str(row))} (clipreel canary run)", file=sys.stderr)
+
+
+def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
+    """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
+    from clipreel.search.bank import bank_of
+    from clipreel.search.calibration import FALSE_ALARM, calibrate
+
+    fact = store.facts.get("calibration", {})
+    source = which or store.facts.get("bank", "general")
+    said = source if source in ("general", "past", "none") else os.path.abspath(source)
+    if said != store.facts.get("bank"):  # a write makes every reader load the index again
+        store.set_facts(bank=said)
+    if source == "none":
+        store.set_facts(calibration=None)
+        return
+    aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
+    bank = bank_of(store, source)
+    if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
+        calibrate(store, model, bank, aim)
 
 
 def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:

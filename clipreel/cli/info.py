@@ -12,7 +12,8 @@ Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag = False, json: Flag = False) -> int:
     """Show what a model is (sizes, parameters, recipes, space), and what each method would train on it.
 
-    Counts are given in full and by the rule of VoP's paper, which skips what is in no leaf module.
+    Counts are given in full and by the rule of VoP's paper, which skips what is in no leaf module; the settings of
+    MV-Adapter's tables with the space they take, beside what its paper prints for ViT-B/16.
     Try `clipreel info ViT-B/32`
 
     Args:
@@ -27,7 +28,8 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
     from clipreel.cli.search import load_model
     from clipreel.clip import ClipConfig
     from clipreel.errors import ClipreelError
-    from clipreel.tuners.counting import ARCHITECTURES, counts, whole_by_paper
+    from clipreel.tuners import TUNERS
+    from clipreel.tuners.counting import ARCHITECTURES, counts, mv_adapter_storage, whole_by_paper
 
     facts: dict[str, Any]
     if model in ARCHITECTURES:
@@ -53,8 +55,9 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
         }
     facts["config"] = asdict(config)
     table = {name: asdict(c) for name, c in counts(config).items()} if methods else {}
+    stored = {name: asdict(s) for name, s in mv_adapter_storage(config).items()} if methods else {}
     if json:
-        print(js.dumps(facts | ({"methods": table} if methods else {})))
+        print(js.dumps(facts | ({"methods": table, "mv_adapter": stored} if methods else {})))
         return 0
     for key, value in facts.items():
         print(f"{key:<11}", ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
@@ -62,4 +65,13 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
         print(f"\n{'method':<14}{'trainable':>13}{'share':>10}{'by the paper':>15}{'share':>10}")
     for name, c in table.items():
         print(f"{name:<14}{c['trainable']:>13,}{c['share']:>8.3f} %{c['paper']:>15,}{c['paper_share']:>8.3f} %")
+    if methods and (left := [name for name in TUNERS if name not in table]):
+        print(f"not on this architecture: {', '.join(left)}")
+    if methods:
+        print(f"\n{'mv_adapter':<22}{'adapters':>12}{'with biases':>13}{'share':>10}{'paper, B/16':>13}", end="")
+        print(f"{'float32':>12}{'mixed':>11}{'base and 5':>12}")
+    for name, s in stored.items():
+        printed = "" if s["paper"] is None else f"{s['paper']:.2f} %"
+        print(f"{name:<22}{s['adapters']:>12,}{s['trained']:>13,}{s['share']:>8.3f} %{printed:>13}", end="")
+        print(f"{s['megabytes']:>9.2f} MB{s['half_megabytes']:>8.2f} MB{s['tasks']:>10.1f} %")
     return 0

@@ -100,14 +100,12 @@ def search(
         open: Play the first hit at its moment.
         exact: Compare with every vector even where the index has an approximate index.
     """
-    from clipreel.search.answer import MOST, Filters, Request
+    from clipreel.search.answer import Filters, Request
     from clipreel.search.ask import Asker
     from clipreel.search.index import Index, default_place
 
     if k < 1:
         raise ClipreelError(f"{k} results: ask for at least 1 (-k)")
-    if k > MOST:
-        raise ClipreelError(f"{k} results: at most {MOST} at once (-k)")
     store = Index(index or default_place())
     request = Request(
         text,

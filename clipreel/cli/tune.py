@@ -16,6 +16,7 @@ def tune(
     data: str | None = None,
     *changes: str,
     method: str | None = None,
+    head: str | None = None,
     on: str | None = None,
     config: Path | None = None,
     out: Path | None = None,
@@ -35,7 +36,8 @@ def tune(
     Args:
         data: JSON lines, CSV or Parquet of videos and captions, a folder with annotations.jsonl, or shapes.
         changes: Values of the config, such as train.steps=500, lr=1e-3 or options.joint_layers=2.
-        method: What is trained; see `clipreel info ViT-B/32`. (Default: vop_fc.)
+        method: What is trained; see `clipreel info ViT-B/32`; frozen: the head alone. (Default: vop_fc.)
+        head: What is trained over the frames: seq_lstm, seq_transf, tight_transf, x_pool. (Default: their mean.)
         on: The base: hub id, folder, file or built-in name. (Default: openai/clip-vit-base-patch32.)
         config: YAML file with the differences to the default config.
         out: Folder of the run. (Default: tuned/METHOD.)
@@ -56,12 +58,13 @@ def tune(
 
     if data is not None and "=" in data:  # the first word may be a change of a config that names its data
         changes, data = (data, *changes), None
-    found = read_config(config, changes, method=method, model=on)
+    found = read_config(config, changes, method=method, model=on, head=head)
     found = replace(
         found,
         data=replace(found.data, path=data or found.data.path, general=str(general) if general else found.data.general),
     )
-    folder = out or Path("tuned") / found.method
+    with_head = "" if found.head.kind == "mean" else f"-{found.head.kind}"
+    folder = out or Path("tuned") / f"{found.method}{with_head}"
     with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
         base = load_model(found.model, download, device)
         progress, say = spoken(here.first, "step")
@@ -82,6 +85,9 @@ def tune(
         if tuned.general is not None:
             print(f"on {general}: {gained(tuned.general)}")
         print(f"adapter {shown(str(tuned.adapter))} ({tuned.facts['adapter_bytes'] / 1e6:.2f} MB)   report {report}")
-        print(f"use it: clipreel index FOLDER --model {found.model} --adapter {shown(str(tuned.adapter))}")
+        frames = "" if tuned.after.model.head is None else " --frames"
+        print(f"use it: clipreel index FOLDER --model {found.model} --adapter {shown(str(tuned.adapter))}{frames}")
+        if frames:
+            print(f"        clipreel search TEXT --rerank {shown(str(tuned.adapter))}")
     skipped(tuned.skipped)
     return 1 if tuned.skipped else 0

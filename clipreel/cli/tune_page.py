@@ -31,11 +31,17 @@ def page(tuned: Tuned, out: Path) -> Path:
     if tuned.general is not None:
         lead = f"A second set that the adapter was not made for. {gained(tuned.general)}"
         sections.insert(1, Section("Other videos", lead, intervals(tuned.general)))
-    title = f"{tuned.facts['method']} on {tuned.before.model.name}"
+    title = f"{named(tuned)} on {tuned.before.model.name}"
     lead = f"Before and after tuning, on {len(tuned.pairs.held_out)} held-out videos that took no part in it."
     path = out / "report.html"
     path.write_text(gallery.page(title, lead, sections), "utf-8")
     return path
+
+
+def named(tuned: Tuned) -> str:
+    """The method, and the head where there is one."""
+    method, head = tuned.facts["method"], tuned.after.model.head
+    return method if head is None else f"{method} with {head.name}"
 
 
 def gained(c: Compared) -> str:
@@ -74,9 +80,7 @@ def examples(tuned: Tuned, out: Path) -> list[Section]:
     samples = tuned.pairs.held_out
     captions = [c for s in samples for c in s.captions]
     owner = [i for i, s in enumerate(samples) for _ in s.captions]
-    scores = [
-        (one.model.encode_text(captions).cpu() @ one.videos.T).nan_to_num(-1.0) for one in (tuned.before, tuned.after)
-    ]
+    scores = [one.scores(captions).nan_to_num(-torch.inf) for one in (tuned.before, tuned.after)]
     assert tuned.compared.before.ranks is not None
     assert tuned.compared.after.ranks is not None
     before, after = (r[0].expected() for r in (tuned.compared.before.ranks, tuned.compared.after.ranks))

@@ -19,26 +19,49 @@ from clipreel.heads.seq_transf import SeqTransf
 from clipreel.heads.tight_transf import TightTransf
 from clipreel.heads.x_pool import XPool
 
-__all__ = ["HEADS", "Head", "PoolingHead", "build_head", "head_of", "mean_pool", "unit"]
+__all__ = ["HEADS", "Head", "PoolingHead", "build_head", "head_of", "head_options", "mean_pool", "unit"]
 
 HEADS: Mapping[str, type[Head]] = {
     h.name: h for h in (MeanHead, SeqLstm, SeqTransf, TightTransf, XPool, TopFrames, SoftFrames)
 }
+# as the papers write them
+IN_PAPERS: Mapping[str, str] = {
+    "meanP": "mean",
+    "seqLSTM": "seq_lstm",
+    "seqTransf": "seq_transf",
+    "tightTransf": "tight_transf",
+    "X-Pool": "x_pool",
+}
+
+
+def head_named(name: str) -> str:
+    """Our name of a head, also for that of its paper; ClipreelError lists those there are."""
+    found = IN_PAPERS.get(name, name)
+    if found not in HEADS:
+        near = get_close_matches(name, [*HEADS, *IN_PAPERS], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ClipreelError(f"there is no head {name!r}{hint} Heads: {', '.join(HEADS)}")
+    return found
+
+
+def head_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All options of a head, its defaults changed by `changes`; ClipreelError for one that it does not have."""
+    rules = inspect.signature(HEADS[head_named(name)]).parameters
+    known = {n: p.default for n, p in rules.items() if n != "width"}
+    for key in changes or {}:
+        if key not in known:
+            raise ClipreelError(f"the head {name} has no option {key!r} Options: {', '.join(known) or 'none'}")
+    return {**known, **(changes or {})}
 
 
 def head_of(name: str, width: int, options: Mapping[str, Any] | None = None) -> Head:
     """A new head for vectors of this width; ClipreelError for a name or an option that there is not."""
-    if name not in HEADS:
-        near = get_close_matches(name, HEADS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ClipreelError(f"there is no head {name!r}{hint} Heads: {', '.join(HEADS)}")
-    rules = inspect.signature(HEADS[name]).parameters
-    known = {n: p.default for n, p in rules.items() if n != "width"}
-    for key in options or {}:
-        if key not in known:
-            raise ClipreelError(f"the head {name} has no option {key!r} Options: {', '.join(known) or 'none'}")
-    head = HEADS[name](width, **(options or {}))
-    head.options = {**known, **(options or {})}
+    stated = head_options(name, options)
+    try:
+        head = HEADS[head_named(name)](width, **stated)
+    except TypeError as e:
+        raise ClipreelError(f"options of the head {name}: {e}") from e
+    head.options = stated
     return head
 
 

@@ -15,7 +15,7 @@ from clipreel.adapter import fill, trained
 from clipreel.checkpoints import BLOCK, Loaded, digest, read_file, translate, unwrap, weight_file
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import Head, head_of
+from clipreel.heads import IN_PAPERS, Head, head_of
 from clipreel.retriever import Retriever, assemble
 from clipreel.sidecar import side_facts, side_preprocess
 from clipreel.tokenizer import find_vocabulary
@@ -25,7 +25,7 @@ from clipreel.video.sampling import Sampling
 HEAD_SYSTEMS = ("clip4clip", "x-pool")
 PATCH_3D = "visual.conv2.weight"
 POSITIONS = "frame_position_embeddings.weight"
-HEADERS = {"meanP": "mean", "seqLSTM": "seq_lstm", "seqTransf": "seq_transf", "tightTransf": "tight_transf"}
+HEADERS = {theirs: ours for theirs, ours in IN_PAPERS.items() if ours != "x_pool"}
 # how the names of tensors begin that are not CLIP's
 PARTS: Mapping[str, tuple[str, ...]] = {
     "clip4clip": (PATCH_3D, POSITIONS, "transformerClip.", "lstm_visual.", "cross.", "similarity_dense."),

@@ -17,7 +17,6 @@ ORIENTATIONS = ("landscape", "portrait", "square")
 RANKS = ("plain", "bank")
 REFINE = ("none", "stored", "decode")
 WEIGHTS: Mapping[str, float] = {"text": 1.0, "image": 1.0, "like": 1.0, "minus": 0.5}
-MOST = 200  # hits of one answer
 TERMS = 16  # texts, images and moments of one request
 
 

@@ -17,7 +17,6 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.search.answer import (
-    MOST,
     Answer,
     Facet,
     Facets,
@@ -29,11 +28,11 @@ from clipreel.search.answer import (
     Request,
 )
 from clipreel.search.catalog import day_of, state_of
-from clipreel.search.frames import DECODED
+from clipreel.search.frames import Sharp
 from clipreel.search.index import Index, text_of
 from clipreel.search.query import MOST_WORDS, Query
 from clipreel.search.query import Hit as Candidate
-from clipreel.search.spans import spans
+from clipreel.search.spans import Span, spans
 from clipreel.search.view import Scored, Vector, View, combined, order_of
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ class Asker:
     def answer(self, request: Request) -> Answer:
         """The best videos, each with its moments. Raises ClipreelError for what cannot be asked."""
         started = time.perf_counter()
-        request = replace(request, k=min(request.k, MOST))
         views = self._asked(request)
         for view in views:
             view.refresh()
@@ -103,7 +101,7 @@ class Asker:
         if request.rerank is not None:
             found = self._reranked(found, request)
         page = found[request.offset : request.offset + request.k]
-        hits = tuple(self._hit(one, request, n) for n, one in enumerate(page))
+        hits = tuple(self._hits(page, request))
         state = "ok" if any(anything) else "nothing"
         return Answer(hits, state, total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
 
@@ -146,21 +144,28 @@ class Asker:
         if reorder is None:
             known = ", ".join(self.rerankers) or "none"
             raise ClipreelError(f"no reranker {request.rerank!r} is loaded here; those that are: {known}")
-        query = replace(Query.parse(request.text), images=[str(i) for i in request.images], videos=request.videos)
+        shown = [*request.videos, *(like.video for like in request.like)]
+        query = replace(Query.parse(request.text), images=[str(i) for i in request.images], videos=shown)
         query = replace(query, minus=[*query.minus, *request.minus])
         first = found[: request.candidates]
         by_path = {one.view.catalog.files[one.file].path: one for one in first}
         new = reorder(query, [candidate(one) for one in first])
         return [*(replace(by_path[c.path], score=c.score) for c in new), *found[request.candidates :]]
 
-    def _hit(self, one: Found, request: Request, place: int) -> Hit:
+    def _hits(self, page: Sequence[Found], request: Request) -> list[Hit]:
+        """The hits of a page; what the index keeps of their frames is read in one go."""
+        moments = [spans_of(one) for one in page]
+        sharp: list[Sharp | None] = [None] * len(page)
+        for view in dict.fromkeys(one.view for one in page) if request.refine != "none" else ():
+            mine = [n for n, one in enumerate(page) if one.view is view]
+            wanted = [(view.catalog.files[page[n].file], moments[n][0], page[n].vector) for n in mine]
+            for n, ends in zip(mine, view.frames.sharpen(wanted, request.refine == "decode"), strict=True):
+                sharp[n] = ends
+        return [self._hit(*row, request) for row in zip(page, moments, sharp, strict=True)]
+
+    def _hit(self, one: Found, moments: list[Span], sharp: Sharp | None, request: Request) -> Hit:
         view, file = one.view, one.view.catalog.files[one.file]
-        moments = one.scored.moments
-        rows, _ = one.scored.rows(one.file)
-        found = spans(moments.start_s[rows], moments.end_s[rows], one.scored.scores[rows])
-        first, *others = found
-        decode = request.refine == "decode" and place < DECODED
-        sharp = None if request.refine == "none" else view.frames.sharpen(file, first, one.vector, decode)
+        first, *others = moments
         start_s, end_s, matched = sharp or (first.start_s, first.end_s, ())
         known = view.calibration if rated(request) else None
         cosine = float(one.scored.best[one.file])
@@ -197,6 +202,12 @@ def matching(found: Sequence[Found], request: Request) -> bool:
         return False
     known = found[0].view.calibration if rated(request) else None
     return known is None or known.matches(found[0].scored.best)
+
+
+def spans_of(one: Found) -> list[Span]:
+    """The moments of a video, best first."""
+    moments, rows = one.scored.moments, one.scored.rows(one.file)[0]
+    return spans(moments.start_s[rows], moments.end_s[rows], one.scored.scores[rows])
 
 
 def encoded(models: Sequence[Retriever], texts: Sequence[str]) -> list[torch.Tensor]:

@@ -56,6 +56,8 @@ class Calibration:
         if fact is None or TABLE not in index._names():
             return None
         table = index.guard(lambda: index.db.open_table(TABLE).to_arrow())
+        if not len(table):
+            return None
         row = {f: i for i, f in enumerate(table.column("file").to_pylist())}
         place = np.array([row.get(f.id, -1) for f in files], np.int64)
         known = place >= 0
@@ -65,9 +67,9 @@ class Calibration:
 
         flat = table.column("scores").combine_chunks()
         stored = flat.values.to_numpy(zero_copy_only=False).reshape(len(flat), -1)
-        scores = np.full((len(files), fact["queries"]), np.nan, np.float16)
+        scores = np.full((len(files), stored.shape[1]), np.nan, np.float16)
         scores[known] = stored[place[known]]
-        active = known & (table.column("active").to_numpy(zero_copy_only=False)[place] if len(row) else False)
+        active = known & (table.column("active").to_numpy(zero_copy_only=False)[place])
         return cls(column("mean"), column("std"), column("log_sum"), active, scores, fact)
 
     def unusual(self, file: int, score: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 DECODED = 3  # hits of an answer whose file is opened
 FPS, MOST, PATIENCE_S = 2.0, 48, 10.0  # frames a second, of one moment, and seconds for a file
 
+Vector = NDArray[np.float32]
+Sharp = tuple[float, float, tuple[Matched, ...]]
+
 
 class Frameside:
     """Where the frames of an index come from."""
@@ -32,14 +36,23 @@ class Frameside:
         self.around_s, self.loose = how.seconds, how.mode == "keyframes"  # too few frames to move an end by
         self.store = FrameStore(index) if index.facts.get("frames") else None
 
-    def sharpen(
-        self, file: File, span: Span, vector: NDArray[np.float32], decode: bool
-    ) -> tuple[float, float, tuple[Matched, ...]] | None:
-        """Start, end and best frames of a moment; None where there are no frames to look at."""
-        first = max(0.0, span.start_s - self.around_s / 2)
-        last = min(file.duration_s, span.end_s + self.around_s / 2)
-        kept = None if self.store is None else self.store.between(file.id, first, last)
-        found = self.decoded(file, first, last) if kept is None and decode else kept
+    def sharpen(self, wanted: Sequence[tuple[File, Span, Vector]], decode: bool) -> list[Sharp | None]:
+        """Start, end and best frames of the moments of an answer; None where there are no frames to look at."""
+        around = [self._around(file, span) for file, span, _ in wanted]
+        places = [(file.id, *times) for (file, _, _), times in zip(wanted, around, strict=True)]
+        stored = [None] * len(wanted) if self.store is None else self.store.between(places)
+        return [
+            self._one(*one, times, kept, decode and n < DECODED)
+            for n, (one, times, kept) in enumerate(zip(wanted, around, stored, strict=True))
+        ]
+
+    def _around(self, file: File, span: Span) -> tuple[float, float]:
+        return max(0.0, span.start_s - self.around_s / 2), min(file.duration_s, span.end_s + self.around_s / 2)
+
+    def _one(
+        self, file: File, span: Span, vector: Vector, around: tuple[float, float], kept: Timed | None, decode: bool
+    ) -> Sharp | None:
+        found = self.decoded(file, *around) if kept is None and decode else kept
         if found is None:
             return None
         times_s, vectors = found

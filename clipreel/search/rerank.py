@@ -53,20 +53,22 @@ class FrameStore:
             merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, layout)))
 
-    def between(self, file: str, start_s: float, end_s: float) -> Timed | None:
-        """The frames of a file between two seconds as unit vectors, with their times; None where those are unknown."""
-        if "times_s" not in self.index.guard(lambda: self.table.schema).names:
-            return None
-        where = f"file = '{file}' AND start_s < {end_s!r} AND end_s > {start_s!r}"
-        rows = self.index.guard(lambda: self.table.search().where(where).limit(None).to_arrow())
-        flat, times = (rows.column(c).combine_chunks().flatten() for c in ("frames", "times_s"))
+    def between(self, wanted: Sequence[tuple[str, float, float]]) -> list[Timed | None]:
+        """The frames of (file, start_s, end_s) as unit vectors with their times, read in one go; None where there are
+        none or their times are unknown."""
+        if not wanted or "times_s" not in self.index.guard(lambda: self.table.schema).names:
+            return [None] * len(wanted)
+        pieces = (f"(file = '{f}' AND start_s < {last!r} AND end_s > {first!r})" for f, first, last in wanted)
+        query = self.table.search().where(" OR ".join(pieces)).select(["file", "frames", "times_s"]).limit(None)
+        found: dict[str, list[Timed]] = {}
         width = self.index.facts["embed_dim"]
-        if not len(times) or len(flat) != len(times) * width:
-            return None
-        found, first = np.unique(times.to_numpy(zero_copy_only=False).astype(np.float64), return_index=True)
-        inside = (found >= start_s) & (found <= end_s)
-        vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, width)[first[inside]].astype(np.float32)
-        return (found[inside], unit(torch.from_numpy(vectors)).numpy()) if inside.any() else None
+        for batch in self.index.guard(lambda: query.to_batches()):
+            for file, frames, times in zip(*(batch.column(n) for n in ("file", "frames", "times_s")), strict=True):
+                seconds = times.values.to_numpy(zero_copy_only=False).astype(np.float64)
+                if len(seconds):
+                    flat = frames.values.to_numpy(zero_copy_only=False).reshape(len(seconds), width)
+                    found.setdefault(file.as_py(), []).append((seconds, flat.astype(np.float32)))
+        return [within(found.get(file, []), first, last) for file, first, last in wanted]
 
     def sweep(self) -> None:
         """Take out frames of files that the index does not list, and merge the pieces that writing left."""
@@ -129,6 +131,18 @@ class Reranker:
         scores = self.score(text, frames.to(text.device), mask.to(text.device))[0].cpu()
         order = torch.argsort(scores, descending=True, stable=True).tolist()
         return [replace(hits[i], score=float(scores[i])) for i in order]
+
+
+def within(stacks: Sequence[Timed], start_s: float, end_s: float) -> Timed | None:
+    """The frames of several pieces of a video between two seconds, each once, in order of time."""
+    if not stacks:
+        return None
+    times, first = np.unique(np.concatenate([t for t, _ in stacks]), return_index=True)
+    inside = (times >= start_s) & (times <= end_s)
+    if not inside.any():
+        return None
+    vectors = np.concatenate([v for _, v in stacks])[first[inside]]
+    return times[inside], unit(torch.from_numpy(vectors)).numpy()
 
 
 def padded(stacks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class View:
         if self._seen is not source or tagged:
             self.catalog = Catalog(source.files, self.index.facts.get("roots", []), self._tags)
             self.calibration = Calibration.read(self.index, source.files)
-            self._seen = source
+            self.frames, self._seen = Frameside(self.index, self.model), source
 
     def _read_tags(self) -> bool:
         """Whether the tags are others than before."""

@@ -168,8 +168,13 @@ class HeadRecipe(RetrievalRecipe):
         """
         pixels = self.preprocess.normalise(batch.frames)
         frames = self.clip.encode_video(pixels, self.tuner, batch.frame_mask)
+        if frames.shape[1] != pixels.shape[1]:
+            raise ClipreelError(
+                f"this method makes {frames.shape[1]} vector of {pixels.shape[1]} frames, and a head needs one of each "
+                "frame; train it without a head, or a head on another method"
+            )
         found = {"frames": frames.float(), "text": self.clip.encode_text(batch.ids, self.tuner).float()}
-        if batch.frame_mask is not None and frames.shape[1] == pixels.shape[1]:
+        if batch.frame_mask is not None:
             found["mask"] = batch.frame_mask.to(torch.uint8)
         return found
 

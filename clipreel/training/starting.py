@@ -1,22 +1,25 @@
-"""Where training goes on from: an adapter of the same method, or a released checkpoint of it."""
+"""Where training goes on from: an adapter of the same method with its head, or a released checkpoint of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from clipreel.adapter import fill, read_config, read_tensors
+from clipreel.adapter import fill, read_config, read_tensors, trained
 from clipreel.errors import ClipreelError
+from clipreel.head_files import CONFIG, read_head
+from clipreel.heads import Head
 from clipreel.official.clip_vip import clip_vip_start
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.tuners.clip_vip import ClipVip
 
 
-def start_from(tuner: Tuner, base: Retriever, method: str, source: str) -> None:
-    """Fill a new tuner on `base` with what was trained before, every tensor accounted for.
+def start_from(tuner: Tuner, base: Retriever, method: str, source: str, head: Head | None = None) -> None:
+    """Fill a new tuner on `base`, and a new head, with what was trained before, every tensor accounted for.
 
     `source` is the folder of an adapter, or for CLIP-ViP the file of a released checkpoint, whose frame positions are
-    resampled. Raises ClipreelError for another method or base, and for tensors that do not fit.
+    resampled; a head goes on from the one in that folder, where there is one. Raises ClipreelError for another method,
+    head or base, and for tensors that do not fit.
     """
     path = Path(source)
     if path.is_dir():
@@ -27,6 +30,11 @@ def start_from(tuner: Tuner, base: Retriever, method: str, source: str) -> None:
                 f"{method} on {base.name} ({base.fingerprint[:12]})"
             )
         fill(tuner, read_tensors(path, found), source)
+        if head is not None and (path / CONFIG).is_file():
+            own, _ = read_head(path)
+            if (own.name, own.options) != (head.name, head.options):
+                raise ClipreelError(f"start: {source} holds a {own.name} {own.options}, not {head.name} {head.options}")
+            fill(head, trained(own), source)
     elif isinstance(tuner, ClipVip):
         fill(tuner, clip_vip_start(path, tuner, base.clip.config), source)
     else:

@@ -11,49 +11,65 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from clipreel.adapter import fill, load, save_adapter, trained, write
 from clipreel.checkpoints import digest
-from clipreel.data.cache import FrameCache, prepare
+from clipreel.data.cache import FrameCache
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
-from clipreel.evaluation.bootstrap import Interval, gain, overall, recalls, verdict
 from clipreel.evaluation.metrics import Result
-from clipreel.evaluation.runs import encode_stacks, evaluate_vectors
+from clipreel.head_files import save_head
+from clipreel.heads import Head, build_head, head_named, head_options
 from clipreel.retriever import Retriever
-from clipreel.sites import Tuner
+from clipreel.sites import PLAIN, Tuner
 from clipreel.training.batches import Augment, Loader
-from clipreel.training.checkpoint import read_whole
-from clipreel.training.config import TrainConfig, as_dict, override, read, to_yaml
+from clipreel.training.checkpoint import read_whole, take
+from clipreel.training.config import GroupRule, TrainConfig, as_dict, override, read, to_yaml
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
+from clipreel.training.measuring import Compared, Looked, Say, cached, compare, look, measured
 from clipreel.training.order import Order
 from clipreel.training.pairs import DataConfig, Pairs, read_pairs
-from clipreel.training.recipe import Recipe, RetrievalRecipe
+from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
 from clipreel.training.starting import start_from
-from clipreel.tuners import build, method, options
+from clipreel.tuners import FROZEN, build, method, options
 
-Frames = Mapping[str, np.ndarray]
-Say = Callable[[str], None]
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """The head that is trained with the method: a name in heads.HEADS, or as its paper writes it, and its own `lr`.
+
+    `mean` is the mean of the frames' vectors, which is what there is without a head.
+    """
+
+    name: str = "mean"
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 1e-4
+
+    @property
+    def kind(self) -> str:
+        """Our name of the head."""
+        return head_named(self.name)
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Everything that a tuned adapter depends on. `options` change the preset of the `method`; `lr` None takes the
-    method's own; `order` says which captions meet in a batch; `random_frames` draws one frame of each part; `loss` is
-    a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start` is
-    an adapter of the method, or a released checkpoint of it, to go on from."""
+    """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
+    `head` alone; `lr` None takes the method's own; `order` says which captions meet in a batch; `random_frames` draws
+    one frame of each part; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
+    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
     options: dict[str, Any] = field(default_factory=dict)
+    head: HeadChoice = field(default_factory=HeadChoice)
     data: DataConfig = field(default_factory=DataConfig)
     frames: int = 12
     batch: int = 32
@@ -66,42 +82,6 @@ class TuneConfig:
     start: str | None = None
     lr: float | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A data set before and after: results, intervals of the recalls, the paired gains, and what follows."""
-
-    before: Result
-    after: Result
-    intervals: dict[str, dict[str, Interval]]
-    gains: dict[str, dict[str, Interval]]
-    overall: Interval
-    helped: bool | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-            "intervals": {k: {n: asdict(i) for n, i in v.items()} for k, v in self.intervals.items()},
-            "gains": {k: {n: asdict(i) for n, i in v.items()} for k, v in self.gains.items()},
-            "overall_gain": asdict(self.overall),
-            "helped": self.helped,
-        }
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A model, its vectors (V, E) of the held-out videos, and its result on them."""
-
-    model: Retriever
-    videos: torch.Tensor
-    result: Result
-
-    def having(self, selection: str) -> Looked:
-        """The same, stamped with how the weights were selected."""
-        stamp = self.result.stamp.having(selection=selection)
-        return replace(self, result=replace(self.result, stamp=stamp))
 
 
 @dataclass(frozen=True)
@@ -123,90 +103,46 @@ class Tuned:
     skipped: list[tuple[str, str]]
 
 
-def cached(
-    model: Retriever, samples: Sequence[Sample], folder: Path, keep: int, say: Say
-) -> tuple[FrameCache, list[tuple[str, str]]]:
-    """The frames of all samples, decoded once; and the videos that could not be read."""
-    sampling = replace(model.sampling, frames=keep)
-
-    def forecast(f: Any) -> None:
-        if f.videos:
-            say(f"decoding {f.videos} videos into {folder} ({f.bytes / 2**20:.0f} MiB)")
-
-    made = prepare(samples, folder, preprocess=model.preprocess, sampling=sampling, wait=True, forecast=forecast)
-    return FrameCache(folder), made.skipped
-
-
-def encode_cached(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int) -> torch.Tensor:
-    """Vectors (V, E) of cached videos; NaN rows for those that are missing, which count as missed."""
-    stacks = (torch.from_numpy(np.array(taken(frames[s.id], count))) if s.id in frames else None for s in samples)
-    return encode_stacks(model, stacks, len(samples))
-
-
-def taken(stored: np.ndarray, count: int) -> np.ndarray:
-    """The middles of `count` equal parts of the stored frames, or all where there are no more."""
-    if len(stored) <= count:
-        return stored
-    return stored[(np.arange(count) * 2 + 1) * len(stored) // (2 * count)]
-
-
-def measured(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Result:
-    return evaluate_vectors(model, samples, encode_cached(model, samples, frames, count), split, count)
-
-
-def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
-    """A result, and the vectors that it was made of."""
-    videos = encode_cached(model, samples, frames, count)
-    return Looked(model, videos, evaluate_vectors(model, samples, videos, split, count))
-
-
-def compare(before: Result, after: Result, samples: Sequence[Sample]) -> Compared:
-    """Two results on the same pairs. Raises ClipreelError where they were not made in the same way."""
-    before.stamp.require_equal(after.stamp)
-    assert before.ranks is not None
-    assert after.ranks is not None
-    owners = [i for i, s in enumerate(samples) for _ in s.captions]
-    sides = {"t2v": (0, owners), "v2t": (1, list(range(len(samples))))}
-    intervals = {
-        f"{when} {name}": recalls(r.ranks[i], o)
-        for when, r in (("before", before), ("after", after))
-        for name, (i, o) in sides.items()
-        if r.ranks is not None
-    }
-    gains = {name: gain(before.ranks[i], after.ranks[i], o) for name, (i, o) in sides.items()}
-    total = overall(before.ranks, after.ranks, owners)
-    return Compared(before, after, intervals, gains, total, verdict(total))
-
-
-def tuner_with(base: Retriever, config: TuneConfig, snapshot: Snapshot) -> Tuner:
-    """The method with the weights of a snapshot, ready for use."""
-    tuner = build(config.method, base.clip, resolved(config))
-    tensors = {n: t for n, t in read_whole(snapshot.weights)[0].items() if n in trained(tuner)}
-    fill(tuner, tensors, str(snapshot.weights))
-    return tuner.requires_grad_(False).to(base.device).eval()
-
-
 def read_config(
-    path: Path | None, changes: Sequence[str] = (), *, method: str | None = None, model: str | None = None
+    path: Path | None,
+    changes: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    head: str | None = None,
 ) -> TuneConfig:
-    """A config from a YAML file (the defaults without one), then method and model, then changes such as "lr=1e-3".
+    """A config from a YAML file (the defaults without one), then method, model and head, then changes as "lr=1e-3".
 
-    Changes may name every option of the method, as options.joint_layers=2.
+    Changes may name every option of the method and of the head, as options.joint_layers=2 or head.options.layers=2.
     """
     config = read(TuneConfig, path)
-    first = [c for c in changes if c.startswith("method=")]
+    first = [c for c in changes if c.startswith(("method=", "head.name="))]
     for change in first:
         config = override(config, change)
     config = replace(config, method=method or config.method, model=model or config.model)
+    if head not in (None, config.head.name):
+        config = replace(config, head=HeadChoice(str(head)))
     every = options(config.method, config.options)
     if "frames" not in config.options:  # follows the frames of the config
         every.pop("frames", None)
-    config = replace(config, options=every)
+    of_head = head_options(config.head.name, config.head.options)
+    config = replace(config, options=every, head=replace(config.head, options=of_head))
     for change in changes:
         if change not in first:
             config = override(config, change)
-    resolved(config)  # a wrong value is told here
+    checked(config)
     return config
+
+
+def checked(config: TuneConfig) -> None:
+    """Raises ClipreelError for options and heads that do not go together, before anything is loaded."""
+    resolved(config)
+    head_options(config.head.name, config.head.options)
+    if config.head.kind == "mean":
+        if config.method == FROZEN:
+            raise ClipreelError(f"the method {FROZEN} trains nothing below a head: name one, as --head seq_transf")
+    elif config.loss != "contrastive":
+        raise ClipreelError(f"loss {config.loss!r}: a head is trained by contrastive alone; take that, or no head")
 
 
 def resolved(config: TuneConfig) -> dict[str, Any]:
@@ -228,37 +164,36 @@ def tune(
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
     say: Say = lambda text: None,
 ) -> Tuned:
-    """Train, select on validation, compare on held-out pairs, and write the adapter into `folder`/adapter.
+    """Train, select on validation, compare on held-out pairs, and write adapter and head into `folder`/adapter.
 
     `scratch` holds decoded frames (default: `folder`), which runs may share. The same call goes on where a killed run
     stopped. Under torchrun, processes share the batch, and the first one writes. Raises ClipreelError for data, options
     or a base that do not fit, before anything is decoded.
     """
     folder, scratch = Path(folder), Path(scratch or folder)
-    rate, chosen = method(config.method).rate, resolved(config)
+    checked(config)
     base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     torch.manual_seed(config.train.seed)
-    tuner = build(config.method, base.clip, chosen).to(base.device)
+    tuner, head = parts(base, config)
     if config.start is not None:
-        start_from(tuner, base, config.method, config.start)
-    recipe = RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
+        start_from(tuner, base, config.method, config.start, head)
+    recipe = recipe_of(base, tuner, head, config)
     keep = config.frames * (3 if config.random_frames else 1)
     everything = [*pairs.train, *pairs.validation, *pairs.held_out]
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
     frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
-    train = replace(config.train, optim=replace(config.train.optim, lr=config.lr or rate))
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
     validation = [s for s in pairs.validation if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
-        now = measured(adapted(base, tuner, config), validation, frames, config.frames, "validation")
+        now = measured(adapted(base, tuner, head, config), validation, frames, config.frames, "validation")
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
     outcome = fit(
         recipe,
         loader,
-        train,
+        rates(config, head),
         folder / "run",
         validator=Validator("validation", measure),
         facts=facts_of(config, base, pairs),
@@ -272,41 +207,75 @@ def tune(
 
     how = outcome.selected.selection
     before = seen(plain(base, config), how)
-    after = seen(adapted(base, tuner_with(base, config, outcome.selected), config), how)
+    after = seen(with_weights(base, config, outcome.selected), how)
     if outcome.last.step == outcome.selected.step:
         last = after.having(outcome.last.selection)
     else:
-        last = seen(adapted(base, tuner_with(base, config, outcome.last), config), outcome.last.selection)
+        last = seen(with_weights(base, config, outcome.last), outcome.last.selection)
     compared = compare(before.result, after.result, pairs.held_out)
     general = (
         after_first(lambda: general_check(config, base, after.model, scratch, say)) if config.data.general else None
     )
     adapter = folder / "adapter"
-    on_first(
-        lambda: str(
-            save_adapter(
-                adapter,
-                after.model,
-                config.method,
-                chosen,
-                trained_on={"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step},
-                metrics=compared.to_dict() | ({"general": general.to_dict()} if general else {}),
-                helped=compared.helped,
-                licence={"base": base.name, "data": config.data.path},
-            )
-        )
-    )
-    facts = {"method": config.method, **costs(tuner, adapter, outcome)}
+    about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
+    metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
+    on_first(lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=compared.helped))
+    facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
     if world().first:
         made = {
             "config": as_dict(config),
             "costs": facts,
             "compared": compared.to_dict(),
             "last": last.result.to_dict(),
+            "validation": outcome.selected.metrics,
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
     return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped)
+
+
+def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
+    """A new tuner and a new head, None where it would be the mean. Raises ClipreelError where the head cannot take as
+    many frames as the config has."""
+    tuner = build(config.method, base.clip, resolved(config)).to(base.device)
+    if config.head.kind == "mean":
+        return tuner, None
+    head = build_head(config.head.name, base.clip, config.head.options)
+    with torch.no_grad():
+        head(torch.ones(1, head.width), torch.ones(1, config.frames, head.width))
+    return tuner, head.to(base.device)
+
+
+def recipe_of(base: Retriever, tuner: Tuner, head: Head | None, config: TuneConfig) -> RetrievalRecipe:
+    if head is None:
+        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
+    return HeadRecipe(base.clip, tuner, base.preprocess, head, max_scale=config.max_scale)
+
+
+def rates(config: TuneConfig, head: Head | None) -> TrainConfig:
+    """The training config with the learning rates of the method and of the head."""
+    optim = config.train.optim
+    own = (GroupRule(r"^head\.", lr=config.head.lr),) if head is not None and trained(head) else ()
+    lr = config.lr or method(config.method).rate
+    return replace(config.train, optim=replace(optim, lr=lr, groups=(*own, *optim.groups)))
+
+
+def with_weights(base: Retriever, config: TuneConfig, snapshot: Snapshot) -> Retriever:
+    """The base with method and head of a snapshot, ready for use."""
+    tuner, head = parts(base, config)
+    tensors = read_whole(snapshot.weights)[0]
+    fill(tuner, {n: t for n, t in tensors.items() if n in trained(tuner)}, str(snapshot.weights))
+    if head is not None:
+        fill(head, take(tensors, "head."), str(snapshot.weights))
+    return adapted(base, tuner.requires_grad_(False).eval(), head, config)
+
+
+def saved(folder: Path, model: Retriever, config: TuneConfig, **facts: Any) -> str:
+    """Write method and head into one folder, the head first, because an adapter's config says that all is there."""
+    if model.head is not None:
+        save_head(folder, model, {"pairs": facts["trained_on"]["pairs"], "step": facts["trained_on"]["step"]})
+    licence = {"base": model.base_name, "data": config.data.path}
+    return str(save_adapter(folder, model, config.method, resolved(config), licence=licence, **facts))
 
 
 def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
@@ -324,9 +293,12 @@ def plain(base: Retriever, config: TuneConfig) -> Retriever:
     return base.adapted(base.tuner, adapter="none", sampling=replace(base.sampling, frames=config.frames))
 
 
-def adapted(base: Retriever, tuner: Tuner, config: TuneConfig) -> Retriever:
+def adapted(base: Retriever, tuner: Tuner, head: Head | None, config: TuneConfig) -> Retriever:
+    """The base with a method and a copy of the head, which a retriever would freeze."""
     sampling = replace(base.sampling, frames=config.frames)
-    return base.adapted(tuner, adapter=digest(trained(tuner)), sampling=sampling)
+    identity = "none" if tuner is PLAIN else digest(trained(tuner))
+    model = base.adapted(tuner, adapter=identity, sampling=sampling)
+    return model if head is None else model.headed(deepcopy(head))
 
 
 def loader_of(
@@ -363,12 +335,12 @@ def general_check(config: TuneConfig, base: Retriever, after: Retriever, scratch
     return compare(first, then, samples)
 
 
-def costs(tuner: Tuner, adapter: Path, outcome: Outcome) -> dict[str, Any]:
+def costs(recipe: Recipe, adapter: Path, outcome: Outcome) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     size = sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors")
     cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {
-        "trainable": sum(p.numel() for p in tuner.parameters()),
+        "trainable": sum(p.numel() for p in recipe.trained().values()),
         "adapter_bytes": size,
         "seconds": round(outcome.seconds, 1),
         "data_wait": round(outcome.data_wait, 4),

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.sites import Tuner
+from clipreel.sites import PLAIN, Tuner
 from clipreel.tuners.adaptformer import AdaptFormer, AdaptFormerConfig
 from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
 from clipreel.tuners.convpass import Convpass, ConvpassConfig
@@ -107,13 +107,24 @@ TUNERS: Mapping[str, Method] = {
 }
 
 
+@dataclass(frozen=True)
+class FrozenConfig:
+    """There is nothing to choose."""
+
+
+# the base as it is, below a head that is trained alone; no entry of the registry, because it trains nothing itself
+FROZEN = "frozen"
+UNTUNED = Method("nothing, below a head that is trained", lambda clip, config: PLAIN, FrozenConfig, identity=True)
+
+
 def method(name: str) -> Method:
     """The method of this name; ClipreelError lists the known ones."""
-    if name not in TUNERS:
-        near = get_close_matches(name, TUNERS, 1)
+    known = {**TUNERS, FROZEN: UNTUNED}
+    if name not in known:
+        near = get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ClipreelError(f"there is no method {name!r}{hint} Methods: {', '.join(TUNERS)}")
-    return TUNERS[name]
+        raise ClipreelError(f"there is no method {name!r}{hint} Methods: {', '.join(known)}")
+    return known[name]
 
 
 def options(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def test_an_adapter_and_a_report_that_says_what_changed(lora: Path) -> None:
     assert config.licence == {"base": "shapes-tiny", "data": config.trained_on["config"]["data"]["path"]}
     report = json.loads((lora / "report.json").read_text())
     compared = report["compared"]
+    assert set(report["validation"]) == {f"{way} R@{k}" for way in ("t2v", "v2t") for k in (1, 5, 10)}
     assert compared["helped"] == config.helped
     assert compared["before"]["stamp"]["selection"] == compared["after"]["stamp"]["selection"]
     for way in ("t2v", "v2t"):

@@ -74,7 +74,7 @@ def test_answers_show_the_frames_that_matched(tmp_path: Path) -> None:
         assert all(hit.start_s <= m.at_s <= hit.end_s for m in hit.matched)
         assert hit.matched == tuple(sorted(hit.matched, key=lambda m: -m.score))
     file = asker.first.catalog.files[0]
-    times, vectors = FrameStore(index).between(file.id, 0.0, 1.0)
+    times, vectors = FrameStore(index).between([(file.id, 0.0, 1.0)])[0]
     assert (np.diff(times) > 0).all()
     query = asker._vectors([asker.first], Request("a red circle"))[0]
     again, decoded = asker.first.frames.decoded(file, 0.0, 1.0)
