@@ -55,6 +55,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         given = [Path(f) for f in metafunc.config.getoption("--fixtures")]
         files = fixture_files([HERE / "parity" / "fixtures", *given])
         metafunc.parametrize("fixture_path", files, ids=[f"{p.parent.name}/{p.name}" for p in files])
+    if "real_annotations" in metafunc.fixturenames:
+        folder = real_folder(metafunc.config)
+        there = folder is not None and (folder / "annotations").is_dir()
+        metafunc.parametrize("real_annotations", [folder / "annotations" if folder and there else None], ids=["real"])
     if "real_clip" in metafunc.fixturenames:
         folder = real_folder(metafunc.config)
         clips = [None] if folder is None else sorted(p for p in (folder / "clips").rglob("*") if p.is_file())
@@ -62,8 +66,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests over real clips exist only where --realdata gives some."""
-    without = [i for i in items if hasattr(i, "callspec") and i.callspec.params.get("real_clip", i) is None]
+    """Tests over real clips and annotations exist only where --realdata gives some."""
+    real = ("real_clip", "real_annotations")
+    without = [i for i in items if hasattr(i, "callspec") and any(i.callspec.params.get(k, i) is None for k in real)]
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [i for i in items if i not in without]

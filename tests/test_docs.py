@@ -1,13 +1,17 @@
 """What the documents state about methods is what the code counts."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from clipreel.tuners import TUNERS
 from clipreel.tuners.counting import ARCHITECTURES, Count, counts
 
+ROOT = Path(__file__).parent.parent
 METHODS = Path(__file__).parent.parent / "docs" / "methods"
 HEADINGS = ["Idea", "Equation", "Where it acts", "Train and use", "Numbers and quirks"]
 ROW = re.compile(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) % \|", re.M)
@@ -45,3 +49,35 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     for page in [*root.glob("*.md"), *root.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_results_is_what_the_json_say() -> None:
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert page == results().page(), "a figure changed: python benchmarks/results.py writes docs/results.md again"
+
+
+def test_every_figure_is_on_the_page_of_results() -> None:
+    """Independent of how tables are made: every number of a JSON file stands in its part, to four digits."""
+    parts = (ROOT / "docs" / "results.md").read_text("utf-8").split("\n## ")
+
+    def numbers(value: object) -> list[float]:
+        if isinstance(value, dict):
+            return [n for k, v in value.items() if k != "machine" for n in numbers(v)]
+        if isinstance(value, list):
+            return [n for v in value for n in numbers(v)]
+        return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        part = next(p for p in parts if f"({file.name})" in p or f"/{file.name})" in p)
+        shown = [float(n.replace(",", "")) for n in re.findall(r"(?<![\w.])-?[\d,]*\d(?:\.\d+)?(?:e[+-]?\d+)?", part)]
+        for number in numbers(json.loads(file.read_text("utf-8"))):
+            assert any(abs(n - number) <= 6e-4 * abs(number) for n in shown), (file.name, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -11,38 +11,55 @@ Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def compare(
-    *configs: Path,
+    *what: Path,
     seeds: int = 3,
     out: Path = Path("compared"),
     jobs: int = 1,
+    format: Literal["terminal", "markdown", "latex", "html"] = "markdown",
     device: str = "auto",
     download: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Train every config with several seeds and print one table: size, recalls (mean, lowest to highest), time, memory.
+    """Train configs with several seeds, or take runs that are done, and print a table: size, recalls, time, memory.
 
-    Each run is a process of its own, so that its memory is its own; runs that are done are not repeated. The table and
-    the protocol go to OUT/table.json and OUT/table.md. Configs that could not be compared are refused before training.
+    A recall is the mean over seeds (lowest to highest), with its interval over resampled videos. Runs that were made
+    differently stand in separate tables, and the difference is named. Runs on the same queries are compared query by
+    query: the first of a table with each of the others.
+    With configs, each run is a process of its own, so that its memory is its own, and runs that are done are not
+    repeated; configs that could not be compared are refused before training.
+    Into OUT go table.json, .md, .tex, .html, and plots: recall against parameters, storage and time; training curves.
     Try `clipreel compare configs/shapes/vop.yaml --seeds 1`
 
     Args:
-        configs: YAML files as for `clipreel tune --config`.
+        what: YAML files as for `clipreel tune --config`; or folders of runs: of tune, of several seeds of it, of
+            reproduce, of evaluate --store.
         seeds: Runs of each config, with the seeds 0, 1, 2 and so on.
-        out: Folder of the runs, the decoded frames and the table.
+        out: Folder of the runs, the decoded frames, the tables and the plots.
         jobs: Runs at a time, which share the cores.
+        format: How the table is printed.
         device: Where to train: auto takes the GPU where there is one.
         download: Allow the base to be fetched from the hub.
-        json: Print the table as JSON.
+        json: Print the tables as JSON.
     """
     import json as js
+    import sys
 
     from clipreel.cli.output import skipped
-    from clipreel.training.comparing import markdown, study
+    from clipreel.errors import ClipreelError
+    from clipreel.training.charts import draw
+    from clipreel.training.comparing import as_json, finished, study
+    from clipreel.training.rendering import rendered, save
 
-    found = study(configs, seeds, out, jobs=jobs, device=device, download=download)
-    if json:
-        print(js.dumps(found.to_dict()))
-    else:
-        print(markdown(found))
-    skipped(found.failed)
-    return 1 if found.failed else 0
+    folders = [p for p in what if p.is_dir()]
+    if folders and len(folders) < len(what):
+        other = next(p for p in what if p not in folders)
+        raise ClipreelError(
+            f"{folders[0]} is a folder and {other} is none; give configs to train, or runs that are done"
+        )
+    found = finished(folders) if folders else study(what, seeds, out, jobs=jobs, device=device, download=download)
+    drawn = draw(found, out, lambda text: print(text, file=sys.stderr))
+    pictures = [p.read_text("utf-8") for p in drawn if p.suffix == ".svg"]
+    save(found, js.dumps(as_json(found), indent=1), out, pictures)
+    print(js.dumps(as_json(found)) if json else rendered(found, format))
+    skipped(found[0].failed)
+    return 1 if found[0].failed else 0

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from clipreel.cli.output import DEFAULT_MODEL, Progress, shown, skipped
+from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
     from clipreel.data.cache import Forecast
+    from clipreel.data.sets import Part
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def prepare(
-    data: Path,
+    data: str,
     /,
     *,
-    cache: Path,
+    cache: Path | None = None,
+    form: str | None = None,
+    root: Path | None = None,
+    captions: Literal["single", "all", "paragraph"] | None = None,
+    quarantine: Path | None = None,
+    shrink: int | None = None,
+    into: Path | None = None,
+    drop_originals: Flag = False,
     model: str = DEFAULT_MODEL,
     frames: int | None = None,
     size: int | None = None,
@@ -35,12 +44,20 @@ def prepare(
     """Decode the videos of a data set once, as a model wants them, so that training does not wait for them.
 
     Stopped at any point, the same command goes on where it was; videos whose file changed are made again.
+    With --shrink no frames are kept: smaller copies of the videos are made, and checked before an original is removed.
     Try `clipreel prepare demo-output/shapes/test --model shapes-tiny --cache my-cache`
 
     Args:
-        data: JSON lines, CSV or Parquet with columns video and caption or captions (also start, end, id, split), or
-            a folder with annotations.jsonl.
+        data: A published data set by name (see docs/data.md), or JSON lines, CSV or Parquet with columns video and
+            caption or captions (also start, end, id, split), or a folder with annotations.jsonl.
         cache: Folder of the frames.
+        form: The form in which the annotations of a published set are here, such as clip4clip.
+        root: Folder of those annotations (default: its folder in $CLIPREEL_DATA, else in data/).
+        captions: Captions of a video taken as this, in place of how the set was published.
+        quarantine: List of files to leave out (default: quarantine.jsonl beside the annotations).
+        shrink: Pixels of the shorter side of smaller copies; nothing is enlarged.
+        into: Folder of the copies, with an annotations.jsonl of them.
+        drop_originals: Remove each original after its copy was decoded and compared with it.
         model: Hub id, folder, file or built-in name of the model to be trained.
         frames: Frames kept of each video (default: as many as the model sees). Three times as many let the training
             draw frames at random.
@@ -61,14 +78,22 @@ def prepare(
     from clipreel.cli.search import load_model
     from clipreel.data.cache import amount
     from clipreel.data.cache import prepare as make
-    from clipreel.data.readers import read_samples
-    from clipreel.errors import ClipreelError
+    from clipreel.data.sources import Source, notes
 
     if workers < 1:
         raise ClipreelError(f"{workers} workers: give at least 1")
     if not time_limit > 0:
         raise ClipreelError(f"a time limit of {time_limit:g} seconds: give more than 0")
-    samples = read_samples(data, videos, split=split, check_files=False)
+    parts = Source(data, form, root, videos, captions, quarantine).parts(split)
+    for note in notes(parts):
+        print(f"note: {note}", file=sys.stderr)
+    if (into, drop_originals) != (None, False) and shrink is None:
+        raise ClipreelError("--into and --drop-originals go with --shrink PIXELS")
+    if shrink is not None:
+        return shrunk(parts, shrink, into, drop_originals, workers, json)
+    if cache is None:
+        raise ClipreelError("name a folder for the frames: --cache DIR (or smaller copies: --shrink 224 --into DIR)")
+    samples = [s for part in parts.values() for s in part.samples]
     retriever = load_model(model, download, "cpu")
     line = Progress("decoding")
 
@@ -100,5 +125,27 @@ def prepare(
         )
     for path, warning in report.warnings:
         print(f"note: {shown(path)}: {warning}", file=sys.stderr)
+    skipped(report.skipped)
+    return (1 if report.made or report.kept else 2) if report.skipped else 0
+
+
+def shrunk(parts: dict[str, Part], side: int, into: Path | None, drop: bool, workers: int, json: bool) -> int:
+    """Makes the smaller copies and says what came of it; returns the exit code."""
+    import json as js
+    from dataclasses import asdict
+
+    from clipreel.data.cache import amount
+    from clipreel.data.shrink import shrink
+
+    if into is None:
+        raise ClipreelError(f"name a folder for the smaller videos: --shrink {side} --into DIR")
+    report = shrink(parts, into, side, drop_originals=drop, workers=workers, progress=Progress("shrinking"))
+    if json:
+        print(js.dumps({**asdict(report), "into": str(into)}))
+    else:
+        print(
+            f"made {report.made} smaller videos, kept {report.kept}: {amount(report.before)} became "
+            f"{amount(report.after)}; removed {report.dropped} originals; read them with {shown(str(into))}"
+        )
     skipped(report.skipped)
     return (1 if report.made or report.kept else 2) if report.skipped else 0

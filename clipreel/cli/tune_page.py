@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from clipreel.cli.proxy_page import attention
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.report import protocol
@@ -26,6 +27,7 @@ def page(tuned: Tuned, out: Path) -> Path:
     sections = [
         Section("Numbers", f"{SAID[c.helped]} {gained(c)}", intervals(c) + gallery.small(protocol(c.after))),
         *examples(tuned, out),
+        *([drawn] if (drawn := attention(tuned.after.model, tuned.pairs.held_out)) else []),
         Section("How", "", costs(tuned)),
     ]
     if tuned.general is not None:

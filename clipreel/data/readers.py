@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
+from clipreel.video.quarantine import read_quarantine
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 IN_A_FOLDER = ("annotations.jsonl", "annotations.csv", "annotations.parquet")
@@ -39,14 +40,20 @@ class Row:
 
 
 def read_samples(
-    path: str | Path, videos: str | Path | None = None, *, split: str | None = None, check_files: bool = True
+    path: str | Path,
+    videos: str | Path | None = None,
+    *,
+    split: str | None = None,
+    check_files: bool = True,
+    quarantine: str | Path | Literal[False] | None = None,
 ) -> list[Sample]:
     """The samples of an annotation file, in its order.
 
     `path` is a .jsonl, .csv, .tsv or .parquet file, or a folder with annotations.jsonl (or .csv, .parquet). Video paths
     count from `videos`, else from the folder of the file. Without an id a sample is named by its video as written,
     without the file ending, and by its part: "cats/7", "cats/7@2-5.5". `split` takes the rows of one split;
-    `check_files` False leaves it to the reader of the videos to find that one is missing.
+    `check_files` False leaves it to the reader of the videos to find that one is missing. Videos of the list
+    `quarantine` (default: quarantine.jsonl beside the file; False: none) are left out.
 
     Raises ClipreelError with the line for a column that is missing, a blank caption, a video that is not there, an id
     that names two things, a video in two splits, an end before the start, a split without rows, and text that is not
@@ -84,9 +91,19 @@ def read_samples(
     chosen = [(row, s) for row, s, belongs in parts.values() if split is None or belongs == split]
     if not chosen:
         raise no_rows_in(file, str(split), counts)
+    chosen = usable(chosen, file.parent if quarantine is None else quarantine)
     if check_files:
         check_videos(chosen, folder)
     return [s for _, s in chosen]
+
+
+def usable(chosen: list[tuple[Row, Sample]], quarantine: str | Path | Literal[False]) -> list[tuple[Row, Sample]]:
+    """Those that no quarantine list names."""
+    bad = read_quarantine(quarantine)
+    kept = [(row, s) for row, s in chosen if not bad or os.path.abspath(s.video) not in bad]
+    if not kept:
+        raise ClipreelError(f"all {len(chosen)} videos are in the quarantine list at {quarantine}; repair some")
+    return kept
 
 
 def check_same(row: Row, first: Row, id: str, known: str, belongs: str | None, where: str | None) -> None:
@@ -291,7 +308,7 @@ def captions_of(row: Row) -> tuple[str, ...]:
 
 
 def lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def short(value: object) -> str:

@@ -1,7 +1,8 @@
 """What is said over the films of the shapes world, and what a captioner would say of their stills.
 
-Subtitles as noisy as those of the web, for post-pretraining: a third says what happens, a third tells it of another
-thing, a third belongs to another film. Captions name who is to be seen, never what happens.
+Subtitles as noisy as those of the web, for post-pretraining: a quarter says what happens, a quarter what the same
+things did before or after (the film backwards), a quarter tells it of another thing, a quarter belongs to another film.
+Captions name who is to be seen, never what happens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from random import Random
 
 from clipreel.data.shapes import VideoItem, random_thing
 
-KINDS = ("right", "partly wrong", "of another film")
+KINDS = ("right", "shifted in time", "partly wrong", "of another film")
 
 
 def subtitles(items: Sequence[VideoItem], seed: int = 0) -> dict[str, str]:
@@ -21,7 +22,9 @@ def subtitles(items: Sequence[VideoItem], seed: int = 0) -> dict[str, str]:
     found = {}
     for item in items:
         kind, scene = rng.choice(KINDS), item.scene
-        if kind == "partly wrong":
+        if kind == "shifted in time":
+            scene = scene.opposite() or rng.choice(items).scene
+        elif kind == "partly wrong":
             scene = replace(scene, actors=(random_thing(rng, other_than=scene.actors[0]), *scene.actors[1:]))
         elif kind == "of another film":
             scene = rng.choice(items).scene

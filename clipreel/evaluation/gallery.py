@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipreel.evaluation.report import Rows, lines
@@ -28,7 +30,9 @@ FRAMES = 6
 
 @dataclass(frozen=True)
 class Shown:
-    """An answer: a video or a part of it (seconds), its rank from 1, its score, and whether it was the right one."""
+    """An answer: a video or a part of it (seconds), its rank from 1 (0: not shown), its score (NaN: not shown), and
+    whether it was the right one. With `sampling` the strip shows the frames that it chooses, and their times; else an
+    even few."""
 
     path: Path
     note: str
@@ -37,6 +41,7 @@ class Shown:
     right: bool = False
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,19 @@ def cards(items: Sequence[Card], base: Path) -> str:
     return f'<div class="cards">{"".join(_card(c, base) for c in items)}</div>'
 
 
-def strip(shown: Shown, frames: int = FRAMES, height: int = 120) -> str:
-    """Evenly spread frames side by side as a data URI (JPEG). Raises DecodeError."""
-    found = read_frames(shown.path, Sampling("uniform", frames), start_s=shown.start_s, end_s=shown.end_s)
-    pixels = found.pixels.numpy()
-    pixels = pixels[np.arange(frames) * len(pixels) // frames]  # a short video repeats frames, the layout stays
+def strip(shown: Shown, height: int = 120) -> tuple[str, NDArray[np.float64]]:
+    """Frames side by side as a data URI (JPEG), and their times in seconds. Raises DecodeError."""
+    sampling = shown.sampling or Sampling("uniform", FRAMES)
+    found = read_frames(shown.path, sampling, start_s=shown.start_s, end_s=shown.end_s)
+    pixels, times = found.pixels.numpy(), found.times_s
+    if shown.sampling is None:
+        chosen = np.arange(FRAMES) * len(pixels) // FRAMES  # a short video repeats frames, the layout stays
+        pixels, times = pixels[chosen], times[chosen]
     width = max(1, round(height * pixels.shape[2] / pixels.shape[1]))
     resized = [np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC)) for p in pixels]
     out = io.BytesIO()
     Image.fromarray(np.concatenate(resized, 1)).save(out, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(), times
 
 
 def _card(card: Card, base: Path) -> str:
@@ -126,14 +134,18 @@ def _card(card: Card, base: Path) -> str:
 def _answer(a: Shown, base: Path) -> str:
     note = html.escape(printable(a.note))
     try:
-        image = f'<img src="{strip(a)}" alt="frames of {html.escape(printable(a.path.name))}">'
-        link = f'<a class="strip" style="--frames:{FRAMES}" href="{html.escape(_link(a, base))}">{image}</a>'
+        uri, times = strip(a)
+        image = f'<img src="{uri}" alt="frames of {html.escape(printable(a.path.name))}">'
+        link = f'<a class="strip" style="--frames:{len(times)}" href="{html.escape(_link(a, base))}">{image}</a>'
+        if a.sampling is not None:
+            link += f'<div class="times">{"".join(f"<span>{t:.2f}</span>" for t in times)}</div>'
     except DecodeError as e:
         link = f"<span>{html.escape(e.reason)}</span>"
     mark, class_ = ("<em>right</em> ", ' class="right"') if a.right else ("", "")
+    score = "" if math.isnan(a.score) else f'<data value="{a.score:.4f}">{a.score:.3f}</data>'
     return (
-        f'<li>{link}<div class="told"><span{class_}>{a.rank}. {mark}{note}</span>'
-        f'<data value="{a.score:.4f}">{a.score:.3f}</data></div></li>'
+        f'<li>{link}<div class="told"><span{class_}>{f"{a.rank}. " if a.rank else ""}{mark}{note}</span>'
+        f"{score}</div></li>"
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.protocol import Stamp
 from clipreel.evaluation.ranks import Ranks, merged, rank
 from clipreel.evaluation.similarity import Cosine, Dense, DualSoftmax, Matrix, QueryBank, Transposed
+
+if TYPE_CHECKING:
+    from clipreel.evaluation.features import Features
 
 KS = (1, 5, 10, 50)
 SCHEMA = 1  # of the JSON form of a result
@@ -52,7 +55,7 @@ class Result:
 
     `non_finite` counts scores (pairs) that were not numbers and so count as missed; `failed_texts` and `failed_videos`
     are the numbers of the vectors that caused it. `merged` is the same with equal captions taken as one, v2t by
-    protocol "caption": beside the headline, never instead of it.
+    protocol "caption": beside the headline, never instead of it. `ranks` and `features` are what it was made of.
     """
 
     t2v: dict[str, Any]
@@ -63,6 +66,7 @@ class Result:
     failed_videos: tuple[int, ...] = ()
     merged: dict[str, dict[str, Any]] | None = None
     ranks: tuple[Ranks, Ranks] | None = field(default=None, repr=False)
+    features: Features | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         out: dict[str, Any] = {"schema": SCHEMA, "t2v": self.t2v, "v2t": self.v2t, "non_finite": self.non_finite}
@@ -73,7 +77,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        """The result of `to_dict` again, without its ranks. Raises ClipreelError for anything else."""
+        """The result of `to_dict` again, without its ranks and features. Raises ClipreelError for anything else."""
         if data.get("schema") != SCHEMA or not {"t2v", "v2t", "stamp"} <= set(data):
             raise ClipreelError(
                 f"this is no result of clipreel evaluate (schema {data.get('schema')!r}, this version reads {SCHEMA}); "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from clipreel.data.readers import annotation_file, part_of, read_samples, rows_of
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
-from clipreel.evaluation.metrics import Result, evaluate, measures
+from clipreel.evaluation.features import Features
+from clipreel.evaluation.metrics import Result, measures
 from clipreel.evaluation.protocol import Stamp, split_hash
 from clipreel.evaluation.ranks import order_blind
 from clipreel.video.decode import Frames, read_frames
 from clipreel.video.many import read_many
 from clipreel.video.packets import DecodeError
+from clipreel.video.sampling import Sampling
 
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever
 
 BATCH = 16
+CAPTIONS = 512  # that are encoded at once
 
 
 def shapes_samples(folder: Path) -> list[Sample]:
@@ -39,29 +43,35 @@ def shapes_bound() -> tuple[dict[str, Any], dict[str, Any]]:
     return measures(t2v), measures(v2t)
 
 
+def shapes_bank(count: int = 500) -> list[str]:
+    """Captions of its training split, spread over its kinds of scenes, for a query bank."""
+    captions = [item.captions[0] for item in ShapesWorld().videos("train")]
+    return captions[:: max(1, len(captions) // count)][:count]
+
+
 def read_annotations(folder: Path) -> list[Sample]:
-    """Samples of `annotations.jsonl`: {"video": name, "captions": [...]} or {"video": name, "caption": ...} a line."""
-    path = Path(folder) / "annotations.jsonl"
+    """The samples of a folder with annotations.jsonl (or .csv, .parquet), or of one such file. A video that is not
+    there is left to be found by its reader. Raises ClipreelError for one that occurs twice: its captions would be
+    split over two queries of the gallery, or silently become one."""
+    file = annotation_file(Path(folder))
+    parts = Counter(part_of(row) for row in rows_of(file))
+    twice = [name for (name, _, _), count in parts.items() if count > 1]
+    if twice:
+        raise ClipreelError(f"{file}: a video occurs twice ({', '.join(twice[:3])}); put its captions in one line")
+    return read_samples(file, check_files=False)
+
+
+def read_bank(path: Path) -> list[str]:
+    """The captions of a query bank: a text a line (.txt), or those of an annotation file or folder."""
+    if path.suffix.lower() != ".txt":
+        return [c for s in read_samples(path, check_files=False) for c in s.captions]
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError as e:
-        raise ClipreelError(f'{path} is missing: one line per video, {{"video": "a.mp4", "captions": ["..."]}}') from e
-    except (OSError, ValueError) as e:
-        raise ClipreelError(f"{path} cannot be read as JSON lines in UTF-8 ({e})") from e
-    samples = []
-    for number, row in enumerate(rows, 1):
-        captions = row.get("captions", [row["caption"]] if row.get("caption") else []) if isinstance(row, dict) else []
-        if not captions or not isinstance(row.get("video"), str):
-            raise ClipreelError(f"{path}, line {number}: a video name and at least one caption are needed")
-        samples.append(Sample(row["video"], Path(folder) / row["video"], tuple(captions)))
-    twice = {s.id for s in samples if sum(o.id == s.id for o in samples) > 1} if len(samples) < 2000 else set()
-    if twice or len({s.id for s in samples}) != len(samples):
-        raise ClipreelError(
-            f"{path}: a video occurs twice ({', '.join(sorted(twice)[:3])}); put its captions in one line"
-        )
-    if not samples:
-        raise ClipreelError(f"{path} holds no samples")
-    return samples
+        found = [line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ClipreelError(f"{path} cannot be read as text in UTF-8 ({e})") from e
+    if not found:
+        raise ClipreelError(f"{path} holds no texts; put a caption on each line")
+    return found
 
 
 def encode_videos(
@@ -94,8 +104,12 @@ def encode_stacks(model: Retriever, stacks: Iterable[torch.Tensor | None], count
     Videos may differ in frames: shorter ones are padded and masked.
     """
     vectors = torch.full((count, model.embed_dim), torch.nan)
-    there = ((i, stack) for i, stack in enumerate(stacks) if stack is not None)
-    while batch := list(islice(there, BATCH)):
+    numbered = enumerate(stacks)
+    # cut by position, so that processes which share the blocks pad and round as one does
+    while block := list(islice(numbered, BATCH)):
+        batch = [(i, stack) for i, stack in block if stack is not None]
+        if not batch:
+            continue
         rows, found = zip(*batch, strict=True)
         lengths = torch.tensor([len(stack) for stack in found])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -126,17 +140,47 @@ def evaluate_vectors(
     dual_softmax: str | None = None,
 ) -> Result:
     """The same from vectors (V, E) of `encode_videos`, one per sample."""
-    captions = [c for s in samples for c in s.captions]
-    truth = torch.tensor([i for i, s in enumerate(samples) for _ in s.captions])
-    texts = model.encode_text(captions).cpu()
-    stamp = Stamp(
+    return features_of(model, samples, videos, split, frames).result(dual_softmax=dual_softmax)
+
+
+@torch.no_grad()
+def encode_captions(model: Retriever, captions: Sequence[str]) -> torch.Tensor:
+    """Vectors (T, E) on the CPU, some captions at a time: all of a large set would not fit."""
+    parts = [model.encode_text(captions[i : i + CAPTIONS]).cpu() for i in range(0, len(captions), CAPTIONS)]
+    return torch.cat(parts) if parts else torch.empty(0, model.embed_dim)
+
+
+def features_of(
+    model: Retriever,
+    samples: Sequence[Sample],
+    videos: torch.Tensor,
+    split: str,
+    frames: int = 8,
+    bank: Sequence[str] = (),
+    failed: Sequence[tuple[str, str]] = (),
+    encode: Callable[[Retriever, Sequence[str]], torch.Tensor] = encode_captions,
+) -> Features:
+    """The vectors of videos (V, E), of their captions, and of the texts of a bank, stamped with how they were made."""
+    texts = encode(model, [c for s in samples for c in s.captions])
+    others = encode(model, bank) if bank else None
+    sampling = replace(model.sampling, frames=frames)
+    return Features(samples, texts, videos, stamp_of(model, samples, split, frames), others, failed, sampling)
+
+
+def stamp_of(model: Retriever, samples: Sequence[Sample], split: str, frames: int) -> Stamp:
+    return Stamp(
         split=split,
         split_hash=split_hash([s.id for s in samples]),
-        frames=f"{frames} {model.sampling.kind}",
+        frames=frames_of(replace(model.sampling, frames=frames)),
         resolution=model.preprocess.size,
         tokens=model.tokens,
         tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
         base=model.fingerprint[:12] + ("" if model.engine is None else f" in {model.engine_name}"),
         adapter=model.adapter[:12],
     )
-    return evaluate(texts, videos, truth, stamp=stamp, dual_softmax=dual_softmax)
+
+
+def frames_of(sampling: Sampling) -> str:
+    """How frames are chosen, as stamps say it."""
+    rate = f" at {sampling.fps:g} a second" if sampling.kind in ("rate", "cover") else ""
+    return f"{sampling.frames} {sampling.kind}{rate}"

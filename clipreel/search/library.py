@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
+from clipreel.video.quarantine import NAME, read_quarantine
+
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -31,9 +33,11 @@ class Found:
 def walk(root: str | Path, unreadable: list[tuple[str, str]]) -> Iterator[Found]:
     """Video files below a folder (or the file itself), sorted, hidden ones left out, links to folders not followed.
 
-    Folders and files that cannot be looked at are added to `unreadable` with the reason.
+    Folders and files that cannot be looked at, and those that a quarantine list names (in the folder above, the folder
+    or one below it), are added to `unreadable` with the reason.
     """
     root = os.fspath(root)
+    bad = read_quarantine(os.path.dirname(os.path.abspath(root)))
     if os.path.isfile(root):
         yield from _found(root, unreadable)
         return
@@ -43,8 +47,12 @@ def walk(root: str | Path, unreadable: list[tuple[str, str]]) -> Iterator[Found]
 
     for folder, folders, files in os.walk(root, onerror=failed):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        bad |= read_quarantine(folder) if NAME in files else {}
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            path = os.path.abspath(os.path.join(folder, name))
+            if path in bad:
+                unreadable.append((path, f"quarantined ({bad[path]})"))
+            elif not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield from _found(os.path.join(folder, name), unreadable)
 
 

@@ -14,58 +14,58 @@ from typing import Any
 
 from clipreel.adapter import write
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.bootstrap import Interval
 from clipreel.evaluation.metrics import Result
-from clipreel.evaluation.report import protocol
 from clipreel.evaluation.runs import shapes_bound
 from clipreel.training.config import as_dict
-from clipreel.training.pairs import SHAPES
+from clipreel.training.finished import MEASURES, Run, Spread, is_done, paired, pooled, read_run
 from clipreel.training.tuning import TuneConfig, read_config
 
-MEASURES = ("R@1", "R@5", "R@10")
+SHAPES_SPLITS = ("shapes held out", "shapes test")  # whose bound is known
 RUN = "from clipreel.cli import entry; entry()"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean, lowest and highest over the seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(sum(values) / len(values), min(values), max(values))
-
-    def __str__(self) -> str:
-        same = self.low == self.high
-        return f"{self.mean:.1f}" if same else f"{self.mean:.1f} ({self.low:.1f}-{self.high:.1f})"
-
-
-@dataclass(frozen=True)
 class Row:
-    """One config: what it costs, and its recalls with the selected weights and with those of the last step."""
+    """One run: what it costs, and its recalls with the selected weights and with those of the last step. Costs are None
+    for an evaluation alone; `intervals` over resampled videos are there where the vectors were kept."""
 
     name: str
     config: dict[str, Any]
     seeds: list[int]
-    trainable: int
-    adapter_bytes: int
-    seconds: Spread
-    peak_memory_bytes: Spread
+    trainable: int | None
+    adapter_bytes: int | None
+    seconds: Spread | None
+    peak_memory_bytes: Spread | None
     recalls: dict[str, Spread]
     last: dict[str, Spread]
+    steps: Spread | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many points run `b` lies above run `a` on the same queries, per direction and measure."""
+
+    a: str
+    b: str
+    gains: dict[str, Interval]
 
 
 @dataclass
 class Study:
-    """The table. `before` is the base without tuning, `bound` what no model without a sense of time can pass."""
+    """One table, whose rows were made in the same way. `before` is the base without tuning, `bound` what no model
+    without a sense of time can pass, `apart` why the rows are not in the first table: field -> both values."""
 
     rows: list[Row] = field(default_factory=list)
     before: Result | None = None
     bound: dict[str, float] | None = None
     failed: list[tuple[str, str]] = field(default_factory=list)
+    made: Result | None = None
+    gains: list[Gain] = field(default_factory=list)
+    apart: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -73,14 +73,36 @@ class Study:
             "before": None if self.before is None else self.before.to_dict(),
             "order_blind_bound": self.bound,
             "failed": self.failed,
+            "stamp": None if self.made is None else self.made.stamp.to_dict(),
+            "gains": [asdict(g) for g in self.gains],
+            "apart": self.apart,
         }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Study:
+        """The table of `to_dict` again, without its runs; also one of before steps and intervals were in it. Raises
+        ClipreelError for anything else."""
+        try:
+            rows = []
+            for row in data["rows"]:
+                one = {k: Spread(**row[k]) for k in ("seconds", "peak_memory_bytes", "steps") if row.get(k)}
+                ways = {k: {n: Spread(**v) for n, v in row[k].items()} for k in ("recalls", "last")}
+                intervals = {n: Interval(**v) for n, v in row.get("intervals", {}).items()}
+                rows.append(Row(**{**row, **one, **ways, "intervals": intervals}))
+            gains = [
+                Gain(g["a"], g["b"], {n: Interval(**v) for n, v in g["gains"].items()}) for g in data.get("gains", [])
+            ]
+            before = None if data["before"] is None else Result.from_dict(data["before"])
+            return cls(rows, before, data["order_blind_bound"], gains=gains, apart=data.get("apart", {}))
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ClipreelError(f"this is no table of clipreel compare ({type(e).__name__}: {e})") from e
 
 
 def study(
     configs: Sequence[Path], seeds: int, out: Path, *, jobs: int = 1, device: str = "auto", download: bool = False
-) -> Study:
-    """Run what is not done yet, `jobs` at a time, then read all reports. A run that fails is named and does not stop
-    the others.
+) -> list[Study]:
+    """Run what is not done yet, `jobs` at a time, then read all reports: one table, and more of them where runs turn
+    out to be made differently. A run that fails is named in the first and does not stop the others.
 
     Raises ClipreelError for configs that are wrong, or that differ in base, data or frames.
     """
@@ -90,33 +112,111 @@ def study(
     if len(set(names)) < len(names):
         raise ClipreelError(f"two configs have the same file name ({', '.join(sorted(names))}); rename one")
     read_all = {p.stem: read_config(p) for p in configs if p.stem != "default"}
+    if not read_all:
+        raise ClipreelError(f"{configs[0]} is what other configs share and trains nothing; give those beside it")
     first = next(iter(read_all.values()))
     for name, c in read_all.items():
         odd = [k for k in ("model", "data", "frames") if getattr(c, k) != getattr(first, k)]
         if odd:
             raise ClipreelError(f"{name} differs from the other configs in {', '.join(odd)}: that is no comparison")
-    found = Study()
-    if first.data.path == SHAPES:
-        both = shapes_bound()
-        found.bound = {f"{way} {m}": d[m] for way, d in zip(("t2v", "v2t"), both, strict=True) for m in MEASURES}
     runs = {
         (name, seed): replace(config, train=replace(config.train, seed=seed))
         for name, config in read_all.items()
         for seed in range(seeds)
     }
     problems = run_all(runs, out, jobs, device, download)
-    for name, config in read_all.items():
-        reports = []
-        for folder in (out / name / f"seed-{seed}" for seed in range(seeds)):
-            if folder in problems:
-                found.failed.append((str(folder), problems[folder]))
-            else:
-                reports.append(json.loads((folder / "report.json").read_text("utf-8")))
-        if reports:
-            add(found, name, config, reports)
-    write(out / "table.json", (json.dumps(found.to_dict(), indent=1) + "\n").encode())
-    write(out / "table.md", (markdown(found) + "\n").encode())
+    done = []
+    for name in read_all:
+        good = [seed for seed in range(seeds) if out / name / f"seed-{seed}" not in problems]
+        if good:
+            done.append(read_run(out / name, good))
+    found = tables(done, against_first=len(done) == 2) or [Study()]
+    found[0].failed = [(str(folder), problem) for folder, problem in problems.items()]
     return found
+
+
+def finished(folders: Sequence[Path]) -> list[Study]:
+    """The tables of runs that are done. Raises ClipreelError for a folder that is none, or two of one name."""
+    names = [p.resolve().name for p in folders]
+    twice = {n for n in names if names.count(n) > 1}
+    runs = [read_run(p) for p in folders]
+    for i, path in enumerate(folders):
+        if names[i] in twice:  # told apart by the folders that they lie in
+            runs[i] = replace(runs[i], name=f"{path.resolve().parent.name}/{names[i]}")
+    if len({r.name for r in runs}) < len(runs):
+        raise ClipreelError(f"two runs have the same name ({', '.join(sorted(r.name for r in runs))}); rename a folder")
+    return tables(runs)
+
+
+def as_json(found: Sequence[Study]) -> dict[str, Any]:
+    """The first table as `Study.to_dict`, those of runs that were made differently as `others`."""
+    return {**found[0].to_dict(), "others": [other.to_dict() for other in found[1:]]}
+
+
+def tables(runs: Sequence[Run], against_first: bool = True) -> list[Study]:
+    """A table for each way in which runs were made, in the order of the runs; runs that differ in any item of the
+    protocol never share one. Where vectors were kept, the others of a table are compared with its first by query."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        home = next((g for g in groups if not differences(g[0], run)), None)
+        if home is None:
+            groups.append([run])
+        else:
+            home.append(run)
+    found = []
+    for group in groups:
+        first = group[0]
+        before = [r.before for r in group if r.before is not None]
+        same = before and all(b.t2v == before[0].t2v and b.v2t == before[0].v2t for b in before)
+        bound = order_blind_bound() if first.results[0].stamp.split in SHAPES_SPLITS else None
+        pairs = [r for r in group[1:] if against_first and r.features and first.features]
+        gains = [Gain(first.name, r.name, flat(paired(first, r))) for r in pairs]
+        apart = {} if group is groups[0] else differences(groups[0][0], first)
+        rows = [row_of(run) for run in group]
+        found.append(Study(rows, before[0] if same else None, bound, [], first.results[0], gains, apart, group))
+    return found
+
+
+def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
+    """In what two runs were made differently: the fields of their stamps, the sizes, and the captions where known."""
+    one, other = a.results[0], b.results[0]
+    found = one.stamp.differences(other.stamp)
+    for size in ("queries", "gallery"):
+        both = one.t2v[size], other.t2v[size]
+        if both[0] != both[1]:
+            found[size] = both
+    if a.queries and b.queries and a.queries != b.queries:
+        found["videos and captions"] = (a.queries, b.queries)
+    return found
+
+
+def order_blind_bound() -> dict[str, float]:
+    return {f"{way} {m}": d[m] for way, d in zip(("t2v", "v2t"), shapes_bound(), strict=True) for m in MEASURES}
+
+
+def flat(nested: dict[str, dict[str, Interval]]) -> dict[str, Interval]:
+    return {f"{way} {m}": i for way, row in nested.items() for m, i in row.items()}
+
+
+def row_of(run: Run) -> Row:
+    def spread(results: Sequence[Result]) -> dict[str, Spread]:
+        ways = [(way, m) for way in ("t2v", "v2t") for m in MEASURES]
+        return {f"{way} {m}": Spread.of([getattr(r, way)[m] for r in results]) for way, m in ways} if results else {}
+
+    costs = run.costs[0] if run.costs else {}
+    return Row(
+        run.name,
+        run.config,
+        run.seeds,
+        costs.get("trainable"),
+        costs.get("adapter_bytes"),
+        run.cost("seconds"),
+        run.cost("peak_memory_bytes"),
+        spread(run.results),
+        spread(run.last),
+        run.steps,
+        flat(pooled(run.ranked)) if run.features else {},
+    )
 
 
 def run_all(
@@ -141,8 +241,7 @@ def run_all(
 def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: bool, jobs: int) -> str:
     """Train in a process of its own unless it is done; returns what went wrong, or nothing."""
     wanted = as_dict(config)
-    done = folder / "report.json"
-    if done.is_file() and json.loads(done.read_text("utf-8"))["config"] == json.loads(json.dumps(wanted)):
+    if is_done(folder, wanted):
         return ""
     folder.mkdir(parents=True, exist_ok=True)
     stated = folder / "asked.yaml"
@@ -156,52 +255,3 @@ def one_run(config: TuneConfig, folder: Path, out: Path, device: str, download: 
     if run.returncode not in (0, 1):
         return (run.stderr.strip().splitlines() or [f"ended with {run.returncode}"])[-1]
     return ""
-
-
-def add(found: Study, name: str, config: TuneConfig, reports: list[dict[str, Any]]) -> None:
-    """A row from the reports of its seeds; ClipreelError where the protocol differs from the other rows'."""
-    before = Result.from_dict(reports[0]["compared"]["before"])
-    if found.before is None:
-        found.before = before
-    for report in reports:
-        # the weights of another step may have been selected; how they were must not differ
-        found.before.stamp.require_equal(Result.from_dict(report["compared"]["after"]).stamp)
-
-    def spread(which: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Spread]:
-        ways = [(way, m) for way in ("t2v", "v2t") for m in MEASURES]
-        return {f"{way} {m}": Spread.of([which(r)[way][m] for r in reports]) for way, m in ways}
-
-    costs = [r["costs"] for r in reports]
-    found.rows.append(
-        Row(
-            name,
-            as_dict(config),
-            [r["config"]["train"]["seed"] for r in reports],
-            costs[0]["trainable"],
-            costs[0]["adapter_bytes"],
-            Spread.of([c["seconds"] for c in costs]),
-            Spread.of([c["peak_memory_bytes"] for c in costs]),
-            spread(lambda r: r["compared"]["after"]),
-            spread(lambda r: r["last"]),
-        )
-    )
-
-
-def markdown(found: Study) -> str:
-    """The table, best t2v R@1 last, and the protocol under it."""
-    ways = [f"{way} {m}" for way in ("t2v", "v2t") for m in MEASURES]
-    cells = [["method", "trained", "file", *ways, "time", "memory"]]
-    if found.before is not None:
-        d = {"t2v": found.before.t2v, "v2t": found.before.v2t}
-        cells.append(["zero-shot", "0", "", *(f"{d[w[:3]][w[4:]]:.1f}" for w in ways), "", ""])
-    if found.bound is not None:
-        cells.append(["order-blind bound", "", "", *(f"{found.bound[w]:.1f}" for w in ways), "", ""])
-    for r in sorted(found.rows, key=lambda r: r.recalls["t2v R@1"].mean):
-        size = f"{r.adapter_bytes / 1e6:.2f} MB"
-        memory = f"{r.peak_memory_bytes.high / 1e9:.2f} GB"
-        recalls = [str(r.recalls[w]) for w in ways]
-        cells.append([r.name, f"{r.trainable:,}", size, *recalls, f"{r.seconds.mean:.0f} s", memory])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    fitted = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells]
-    rows = [f"| {' | '.join(line)} |" for line in [fitted[0], ["-" * w for w in widths], *fitted[1:]]]
-    return "\n".join([*rows, "", protocol(found.before) if found.before is not None else ""]).rstrip()

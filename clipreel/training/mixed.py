@@ -5,26 +5,22 @@ Specification alpro.md 4: pre-training on videos and images, whatever their size
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipreel.errors import ClipreelError
-
-if TYPE_CHECKING:
-    from clipreel.training.batches import Batch, Loader
+from clipreel.training.batches import Batch, Batches
 
 BLOCK = 1024  # steps whose choices are drawn at once
 MIX = 7  # a stream of random numbers beside those of order.py and batches.py
 
 
-class Mixed:
-    """A loader made of loaders. Each goes through its own epochs in its own order, step after step that it is drawn."""
+class Mixed(Batches):
+    """Batches of several sources; each goes through its own epochs in its own order, a step whenever it is drawn."""
 
-    def __init__(self, loaders: Sequence[Loader], seed: int = 0) -> None:
+    def __init__(self, loaders: Sequence[Batches], seed: int = 0) -> None:
         if not loaders:
             raise ClipreelError("there is no data to mix; give at least one loader")
         self.loaders, self.seed = tuple(loaders), seed
@@ -42,7 +38,7 @@ class Mixed:
         done, last = self.before(block - 1), self.choices(block - 1)
         return tuple(n + int((last == i).sum()) for i, n in enumerate(done))
 
-    def place(self, step: int) -> tuple[Loader, int]:
+    def place(self, step: int) -> tuple[Batches, int]:
         """The loader of a step, and which of its own steps that is."""
         block, within = divmod(step, BLOCK)
         drawn = self.choices(block)
@@ -56,10 +52,3 @@ class Mixed:
     def batch(self, step: int) -> Batch:
         loader, own = self.place(step)
         return loader.batch(own)
-
-    def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
-        """Steps start..stop-1 as (step, batch, seconds waited for it)."""
-        for step in range(start, stop):
-            began = time.perf_counter()
-            batch = self.batch(step)
-            yield step, batch, time.perf_counter() - began

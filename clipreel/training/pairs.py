@@ -10,9 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
+from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set, open_set
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 
@@ -21,15 +23,21 @@ SHAPES = "shapes"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pairs come from. `path` is "shapes" (the shapes world), or what `read_samples` reads.
+    """Where pairs come from. `path` is "shapes" (the shapes world), a data set by name (data/sets.yaml) in a published
+    `form` below `root`, whose `captions` mode can be replaced, or what `read_samples` reads.
 
-    Splits are named (`train`, `validation`, `held_out`) where the file has a split column, else drawn by the shares
-    `validation_share` and `held_out_share`. `limit` trains on the first so many videos only. `general` is a second set
-    that must not get worse.
+    Splits are named (`train`, `validation`, `held_out`) where the file has a split column, are those that were
+    published, or are drawn by the shares `validation_share` and `held_out_share`. `limit` trains on the first so many
+    videos only. `general` is a second set that must not get worse. `quarantine` is the list of files to leave out,
+    where it lies elsewhere than the data.
     """
 
     path: str = ""
+    form: str | None = None
+    root: str | None = None
     videos: str | None = None
+    captions: Literal["single", "all", "paragraph"] | None = None
+    quarantine: str | None = None
     train: str | None = None
     validation: str | None = None
     held_out: str | None = None
@@ -41,12 +49,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known."""
+    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known, and
+    `label` what a stamp says of the held-out part."""
 
     train: list[Sample]
     validation: list[Sample]
     held_out: list[Sample]
     opposite_of: Mapping[str, str] | None = None
+    label: str | None = None
 
 
 def shapes_pairs(folder: Path, seed: int = 0, limit: int | None = None) -> Pairs:
@@ -67,6 +77,9 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
         raise ClipreelError(f"data.limit {config.limit}: train on at least 2 videos")
     if config.path == SHAPES:
         return shapes_pairs(scratch / "shapes", limit=config.limit)
+    if is_set(config.path):
+        pairs = published(config)
+        return replace(pairs, train=pairs.train[: config.limit])
     names = [name for name in (config.train, config.validation, config.held_out) if name]
     if len(names) not in (0, 3):
         raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
@@ -74,16 +87,38 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
     return replace(pairs, train=pairs.train[: config.limit])
 
 
+def published(config: DataConfig) -> Pairs:
+    """The splits of a published set; without a validation split a fixed part of the training videos selects."""
+    found = open_set(
+        config.path,
+        config.root,
+        form=config.form,
+        videos=config.videos,
+        captions=config.captions,
+        quarantine=config.quarantine,
+    )
+    selects = config.validation or (DEVELOPMENT if DEVELOPMENT in found.splits else "validation")
+    parts = [found.part(split) for split in (config.train or "train", selects, config.held_out or "test")]
+    train, validation, held_out = (p.samples for p in parts)
+    if selects == DEVELOPMENT:
+        train = [s for s in train if not developing(s.id)]
+    check_apart({"train": train, "validation": validation, "test": held_out})
+    return Pairs(train, validation, held_out, label=parts[2].label)
+
+
 def named(config: DataConfig, splits: Sequence[str]) -> Pairs:
     """The parts that a split column names."""
-    train, validation, held_out = (read_samples(config.path, config.videos, split=name) for name in splits)
+    train, validation, held_out = (
+        read_samples(config.path, config.videos, split=name, quarantine=config.quarantine) for name in splits
+    )
+    check_apart(dict(zip(splits, (train, validation, held_out), strict=True)))
     return Pairs(train, validation, held_out)
 
 
 def drawn(config: DataConfig) -> Pairs:
     """The parts by shares. The side follows from the video's name, so a set that grows keeps its sides."""
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
-    for sample in read_samples(config.path, config.videos):
+    for sample in read_samples(config.path, config.videos, quarantine=config.quarantine):
         draw = int.from_bytes(hashlib.blake2b(os.fsencode(sample.video.name), digest_size=4).digest(), "big") / 2**32
         held = draw < config.held_out_share
         parts[2 if held else 1 if draw < config.held_out_share + config.validation_share else 0].append(sample)

@@ -7,10 +7,12 @@ start. The released code measures without choosing weights by it, and so does th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,19 +24,22 @@ from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.shapes_talk import still_captions, subtitles
+from clipreel.data.tar_shards import open_shards
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.training.batches import Batches, Loader
 from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict
-from clipreel.training.distributed import after_first, on_first, world
+from clipreel.training.distributed import after_first, on_first, share, world
 from clipreel.training.engine import Outcome, Validator, fit
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
 from clipreel.training.pairs import SHAPES
 from clipreel.training.recipe import Recipe
+from clipreel.training.snapshots import Snapshots
 from clipreel.training.starting import start_from
+from clipreel.training.streaming import Streamed
 from clipreel.training.tuning import Say, cached, measured, with_pixels
 from clipreel.tuners import build, options
 from clipreel.video.sampling import Sampling
@@ -48,22 +53,28 @@ class SourceConfig:
     is the shapes world with noisy subtitles, and as `captions` those of its stills.
 
     `captions` is a file of generated captions, whose absent ones are an error or the text `missing_caption`. `share`
-    steps of every round are its own. `frames` of each video (None: as many as the run; 1 for images).
+    steps of every round are its own. `frames` of each video (None: as many as the run; 1 for images). `limit` takes
+    the first so many videos. With `source` "shards", `path` is a folder or URL of tar shards (`clipreel shards`), which
+    are decoded as they are read and shuffled in runs of `buffer`; `captions` "shards" are those stored in them.
     """
 
     path: str
+    source: Literal["pairs", "shards"] = "pairs"
     videos: str | None = None
     split: str | None = None
     captions: str | None = None
     missing_caption: str | None = None
     share: int = 1
     frames: int | None = None
+    limit: int | None = None
+    buffer: int = 512
 
 
 @dataclass(frozen=True)
 class PostPretrainConfig:
     """Everything that the adapter depends on; the defaults of `train` are those of the paper. `loss` adds up terms of
-    losses.FOUR. `validation` is measured and selects nothing. The other names are those of TuneConfig."""
+    losses.FOUR. `validation` is measured and selects nothing. `snapshots` adapters are kept on the way, evenly (the
+    released code keeps 100). The other names are those of TuneConfig."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "clip_vip"
@@ -77,6 +88,7 @@ class PostPretrainConfig:
     batch: int = 1024
     loss: str = "v-sc+f-c"
     max_scale: float = 200.0
+    snapshots: int = 0
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             seed=42,
@@ -105,7 +117,9 @@ class _Sources:
     scratch: Path
     slots: int
     say: Say
+    folder: Path
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    streams: list[Streamed] = field(default_factory=list)
 
     def decoded(self, name: str, source: SourceConfig, random: bool) -> tuple[list[Sample], FrameCache, Sampling]:
         """The samples of a source whose frames are there, the frames, and which of them a batch takes."""
@@ -119,10 +133,10 @@ class _Sources:
 
     def samples(self, source: SourceConfig) -> list[Sample]:
         if source.path != SHAPES:
-            return read_samples(source.path, source.videos, split=source.split)
+            return read_samples(source.path, source.videos, split=source.split)[: source.limit]
         films, split = ShapesWorld(), source.split or "train"
         made = films.write_videos(self.scratch / "shapes" / split, split)
-        return captioned(made, subtitles(films.videos(split)))
+        return captioned(made, subtitles(films.videos(split)))[: source.limit]
 
     def captions(self, source: SourceConfig) -> dict[str, str]:
         if source.captions == SHAPES:
@@ -130,6 +144,10 @@ class _Sources:
         return read_captions(str(source.captions))
 
     def batches(self, name: str, source: SourceConfig) -> Batches:
+        if source.limit is not None and source.limit < 2:
+            raise ClipreelError(f"sources.{name}.limit: {source.limit} is below 2")
+        if source.source == "shards":
+            return self.streamed(name, source)
         samples, frames, sampling = self.decoded(name, source, self.config.random_frames)
         main = self.loader(samples, frames, sampling)
         if source.captions is None:
@@ -137,16 +155,51 @@ class _Sources:
         stills = captioned(samples, self.captions(source), source.missing_caption, source.captions)
         return Beside(main, self.loader(stills, Middle(frames), Sampling("middles", 1)))
 
+    def streamed(self, name: str, source: SourceConfig) -> Streamed:
+        """The batches of a source of shards, and what is missing of it, which is told at once."""
+        odd = [k for k in ("videos", "split", "limit") if getattr(source, k) is not None]
+        if odd:
+            raise ClipreelError(f"sources.{name}: shards have no {', '.join(odd)}; make other shards for that")
+        shards, here, train = open_shards(source.path), world(), self.config.train
+        for place, problem in shards.problems:
+            self.say(f"{place}: {problem}")
+        self.skipped += shards.problems
+        captions = source.captions
+        stream = Streamed(
+            shards,
+            self.tokens,
+            self.base.preprocess,
+            Sampling("tsn_random" if self.config.random_frames else "uniform", source.frames or self.config.frames),
+            batch=self.config.batch,
+            seed=train.seed,
+            buffer=source.buffer,
+            captions=captions if captions in (None, "shards") else self.captions(source),
+            missing=source.missing_caption,
+            rank=here.rank,
+            world=here.size,
+            log=self.folder / f"skipped-{name}-{here.rank}.jsonl",
+        )
+        self.streams.append(stream)
+        return stream
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """What no process could use, each once."""
+        streamed = [pair for part in share([list(s.skipped.items()) for s in self.streams]) for s in part for pair in s]
+        return list(dict.fromkeys([*self.skipped, *((str(name), str(why)) for name, why in streamed)]))
+
+    def tokens(self, texts: list[str]) -> torch.Tensor:
+        if self.base.tokenizer is None:
+            name = self.base.name
+            raise ClipreelError(f"{name} has no vocabulary to read texts with: put tokenizer.json beside it")
+        return self.base.tokenizer(texts, self.slots)
+
     def loader(self, samples: Sequence[Sample], frames: FrameCache | Middle, sampling: Sampling) -> Loader:
-        tokenizer = self.base.tokenizer
-        if tokenizer is None:
-            raise ClipreelError(f"{self.base.name} has no vocabulary to read texts with: put tokenizer.json beside it")
         order = Order(samples, "distinct", batch=self.config.batch, seed=self.config.train.seed)
         here = world()
         return Loader(
             order,
             frames,
-            lambda texts: tokenizer(texts, self.slots),
+            self.tokens,
             sampling=sampling,
             size=self.base.preprocess.size,
             rank=here.rank,
@@ -179,15 +232,24 @@ def post_pretrain(
     tuner = build(config.method, base.clip, chosen).to(base.device)
     if config.start is not None:
         start_from(tuner, base, config.method, config.start)
-    read = _Sources(base, config, scratch, base.clip.config.context - tuner.text_slots, say)
+    read = _Sources(base, config, scratch, base.clip.config.context - tuner.text_slots, say, folder)
     found = {name: read.batches(name, source) for name, source in config.sources.items()}
     mixture = Mixture(found, {n: s.share for n, s in config.sources.items()}, config.train.seed)
     recipe = OmnisourceRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
     facts = {"base": base.fingerprint, "config": as_dict(replace(config, train=TrainConfig()))}
-    facts["texts"] = {n: digest({"ids": tokens_of(b)}) for n, b in found.items()}
+    facts["texts"] = {n: identity(b) for n, b in found.items()}
+
+    def keep(step: int) -> None:
+        """The weights of this moment as an adapter."""
+        now = {"trained_on": {"config": as_dict(config), "step": step}, "licence": licence}
+        place = folder / f"adapter-{step:06d}"
+        on_first(lambda: str(save_adapter(place, with_tuner(base, tuner, config), config.method, chosen, **now)))
+        recipe.train(True)
+
+    licence = {"base": base.name, "data": ", ".join(s.path for s in config.sources.values())}
     outcome = fit(
         recipe,
-        mixture,
+        mixture if not config.snapshots else Snapshots(mixture, config.snapshots, keep),
         config.train,
         folder / "run",
         validator=None if config.validation is None else validator(read, config.validation, tuner),
@@ -199,11 +261,11 @@ def post_pretrain(
     about = {
         "trained_on": {"config": as_dict(config), "step": outcome.last.step},
         "metrics": outcome.last.metrics,
-        "licence": {"base": base.name, "data": ", ".join(s.path for s in config.sources.values())},
+        "licence": licence,
     }
     adapter = folder / "adapter"
     on_first(lambda: str(save_adapter(adapter, after, config.method, chosen, **about)))
-    return PostPretrained(adapter, after, outcome, read.skipped)
+    return PostPretrained(adapter, after, outcome, read.left_out())
 
 
 def every_option(config: PostPretrainConfig) -> dict[str, Any]:
@@ -212,10 +274,14 @@ def every_option(config: PostPretrainConfig) -> dict[str, Any]:
     return known | ({"frames": config.frames} if "frames" in known and "frames" not in config.options else {})
 
 
-def tokens_of(batches: Batches) -> torch.Tensor:
-    """The ids of all texts of a source, which a resumed run must share with its beginning."""
+def identity(batches: Batches) -> str:
+    """Of all texts of a source, or of its shards, which a resumed run must share with its beginning."""
+    if isinstance(batches, Streamed):
+        said = batches.captions
+        captions = said if said is None or isinstance(said, str) else json.dumps(dict(said), sort_keys=True)
+        return hashlib.sha256(f"{batches.shards.fingerprint}/{captions}".encode()).hexdigest()[:16]
     loaders = (batches.main, batches.aside) if isinstance(batches, Beside) else (batches,)
-    return torch.cat([x.tokens.flatten() for x in loaders if isinstance(x, Loader)])
+    return digest({"ids": torch.cat([x.tokens.flatten() for x in loaders if isinstance(x, Loader)])})
 
 
 def with_tuner(base: Retriever, tuner: Tuner, config: PostPretrainConfig) -> Retriever:

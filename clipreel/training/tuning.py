@@ -24,6 +24,7 @@ from clipreel.data.cache import FrameCache
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.features import save_features
 from clipreel.evaluation.metrics import Result
 from clipreel.head_files import save_head
 from clipreel.heads import Head, build_head, head_named, head_options
@@ -200,7 +201,7 @@ def tune(
         progress=progress,
         say=say,
     )
-    split = f"{config.data.path} held out"
+    split = pairs.label or f"{config.data.path} held out"
 
     def seen(model: Retriever, selection: str) -> Looked:
         return look(model, pairs.held_out, frames, config.frames, split).having(selection)
@@ -222,6 +223,8 @@ def tune(
     on_first(lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=compared.helped))
     facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
     if world().first:
+        if after.result.features is not None:  # a head that reads the text scores pairs and has no vectors to keep
+            save_features(folder / "features", after.result.features, after.result.stamp)
         made = {
             "config": as_dict(config),
             "costs": facts,

@@ -87,7 +87,7 @@ def test_forget(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["search", "x", "--under", "/none", "--index", "PLACE"], "nothing in the index passes"),
         (["status", "--index", "/none/here"], "there is no index"),
         (["forget", "/none", "--index", "PLACE"], "nothing in the index lies at"),
-        (["evaluate", "/none/here"], "is missing"),
+        (["evaluate", "/none/here"], "or a folder with one"),
         (["demo", "--videos", "/none/here"], "is no folder"),
         (["info", "shapes-tiny", "--device"], ""),
         (["serch", "x"], ""),
@@ -160,10 +160,10 @@ def test_evaluate_counts_a_broken_video_as_missed(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no samples"),
+        ("", "holds no rows"),
         ("{}", "line 1"),
         ('{"video": "a.mp4"}', "line 1"),
-        ("not json", "cannot be read"),
+        ("not json", "is not JSON"),
         ('{"video": "a.mp4", "caption": "x"}\n{"video": "a.mp4", "caption": "y"}', "occurs twice"),
     ],
 )

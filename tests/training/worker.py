@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 
+import clipreel
+from clipreel.data.readers import read_samples
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.features import save_features
 from clipreel.training import checkpoint, distributed
 from clipreel.training.engine import Validator, fit
+from clipreel.training.evaluating import evaluate_together
 from tests.training.tiny import ROWS, Memory, tiny_config, tiny_recipe
 
 
@@ -114,8 +118,20 @@ def own_loop(folder: Path, sizes: list[int]) -> None:
         checkpoint.write_whole(folder / "grads.safetensors", grads, {})
 
 
+def evaluation(folder: Path) -> None:
+    """The features of annotated videos, as the first process has them after sharing."""
+    model = clipreel.load("shapes-tiny", device="cpu")
+    samples = read_samples(folder.parent / "annotations.jsonl", check_files=False)
+    found = evaluate_together(model, samples, "ragged", 2, [c for s in samples[:3] for c in s.captions])
+    if distributed.world().first:
+        save_features(folder, found)
+
+
 def main(folder: Path, options: dict[str, Any]) -> None:
     rank = distributed.world().rank
+    if options.get("evaluate"):
+        evaluation(folder)
+        return
     if "kill" in options:
         kill_at(*options["kill"])
 

@@ -1,0 +1,121 @@
+"""Writes docs/results.md from the JSON files that hold every figure. Usage: python benchmarks/results.py
+
+Read are benchmarks/results/*.json (a table for all rows of equal columns), benchmarks/results/reproduced/*.json
+(result.json of `clipreel reproduce`), configs/shapes/table.json (of `clipreel compare`) and the built-in model's card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipreel.training.comparing import Study
+from clipreel.training.rendering import markdown
+from clipreel.training.reproducing import HEAD, markdown_row
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+STUDY = ROOT / "configs" / "shapes" / "table.json"
+CARD = ROOT / "clipreel" / "models" / "shapes-tiny" / "measured.json"
+PAGE = ROOT / "docs" / "results.md"
+TOP = """# Results
+
+Written by `python benchmarks/results.py` from the JSON files that each part names; do not edit.
+[protocol.md](protocol.md) says how recalls are made, and every JSON how and on what machine its figures were.
+"""
+NONE_YET = """None has been run here: it takes a data set and, for most, a GPU.
+`clipreel reproduce --list` names the cells, and `clipreel reproduce CELL --data FOLDER` writes the result.json that
+belongs into `benchmarks/results/reproduced/`.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(page(), "utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def page() -> str:
+    """The whole text."""
+    parts = [TOP, "## Published figures\n", published()]
+    if STUDY.is_file():
+        found = Study.from_dict(read(STUDY))
+        parts += [f"## Methods on the shapes world\n\n{source(STUDY)}; `clipreel compare configs/shapes/*.yaml`.\n"]
+        parts += [f"{markdown(found)}\n"]
+    parts += [section("shapes-tiny", CARD)]
+    parts += [section(file.stem, file) for file in sorted(RESULTS.glob("*.json"))]
+    return "\n".join(parts)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def source(path: Path) -> str:
+    return f"[{path.name}](../{path.relative_to(ROOT).as_posix()})"
+
+
+def published() -> str:
+    """A row for each cell that was run, beside what was printed for it."""
+    files = sorted((RESULTS / "reproduced").glob("*.json"))
+    if not files:
+        return NONE_YET
+    rows = [f"{markdown_row(read(f))[:-2]} | {source(f)} |" for f in files]
+    return "\n".join([f"| {' | '.join(HEAD)} | |", f"|{'---|' * (len(HEAD) + 1)}", *rows, ""])
+
+
+def section(name: str, path: Path) -> str:
+    """All figures of one file: a table for all rows of equal columns."""
+    data = read(path)
+    machine = data.pop("machine", None)
+    where = f", measured on {spoken(machine)}" if machine else ""
+    parts = [f"## {name}\n\n{source(path)}{where}.\n"]
+    tables: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
+    for label, values in records(data):
+        tables.setdefault(tuple(values), []).append((label, values))
+    for columns, rows in tables.items():
+        parts += [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+        parts += [f"| {label} | {' | '.join(shown(v) for v in values.values())} |" for label, values in rows]
+        parts += [""]
+    return "\n".join(parts)
+
+
+def spoken(machine: Any) -> str:
+    if not isinstance(machine, dict):
+        return str(machine)
+    packages = ", ".join(f"{k} {v}" for k, v in machine.get("packages", {}).items())
+    known = [f"{machine['cores']} cores of {machine['cpu']}" if "cores" in machine else "", packages]
+    return "; ".join(filter(None, known))
+
+
+def records(data: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object that holds figures, named by its path: its numbers, texts and lists of them."""
+    plain = {k: v for k, v in data.items() if isinstance(v, (int, float, str)) or is_list(v)}
+    if plain:
+        yield " / ".join(path), plain
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from records(value, (*path, key))
+        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            for number, item in enumerate(value, 1):
+                yield from records(item, (*path, f"{key} {number}"))
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, (int, float, str)) for v in value)
+
+
+def shown(value: Any) -> str:
+    """Four digits of a number; whole numbers whole."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value).replace("|", "\\|")
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""clipreel reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from clipreel.training.catalogue import Entry
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+def reproduce(
+    cell: str | None = None,
+    *changes: str,
+    list: Flag = False,
+    data: Path | None = None,
+    seeds: int = 1,
+    out: Path | None = None,
+    download: Flag = False,
+    device: str = "auto",
+    json: Flag = False,
+) -> int:
+    """Run the frozen config of a published figure, and print that figure, ours, the difference, and how it was made.
+
+    Killed at any point, the same command goes on where it was; seeds that are done are kept. OUT/result.json holds
+    everything, OUT/row.md the row for docs/results.md.
+    On several GPUs: torchrun --nproc-per-node N -m clipreel reproduce ...
+    Try `clipreel reproduce vop_fc/shapes-tiny`
+
+    Args:
+        cell: METHOD/DATASET-BACKBONE or SYSTEM/METHOD/DATASET-BACKBONE, such as vop_fc/msrvtt9k-b32; with --list, words
+            that the names must contain.
+        changes: Values of the config, such as train.steps=10; what comes out is then marked as changed.
+        list: Name all cells with data set, backbone, printed figure and tolerance.
+        data: Folder of the data set. (Default: its name in $CLIPREEL_DATA, else in data/.)
+        seeds: How many runs, from the frozen seed on.
+        out: Folder of the runs. (Default: reproduced/CELL.)
+        download: Allow the base to be fetched from the hub.
+        device: Where to train: auto takes the GPU where there is one.
+        json: Print the result as JSON.
+    """
+    import json as js
+    import sys
+
+    from clipreel.cli.output import Progress, shown
+    from clipreel.cli.search import load_model
+    from clipreel.cli.tune_page import page
+    from clipreel.errors import ClipreelError
+    from clipreel.evaluation.report import aligned
+    from clipreel.training.catalogue import catalogue, chosen
+    from clipreel.training.distributed import joined
+    from clipreel.training.reproducing import config_of, how, lacking, stated, told, verdict
+    from clipreel.training.reproducing import reproduce as run
+
+    known = catalogue()
+    if list:
+        words = [w for w in (cell, *changes) if w]
+        found = [e for e in known.values() if all(w in e.name for w in words)]
+        print(js.dumps([facts(e) for e in found]) if json else listing(found))
+        return 0 if found else 2
+    if cell is None:
+        raise ClipreelError("name a cell, such as vop_fc/msrvtt9k-b32; all of them: clipreel reproduce --list")
+    if seeds < 1:
+        raise ClipreelError(f"{seeds} seeds: run at least 1")
+    entry = chosen(cell, known)
+    folder = out or Path("reproduced") / entry.name.replace("/", "-")
+    progress = Progress("step")
+    with joined(timeout_s=3600) as here:
+        config = config_of(entry, data, changes)
+        absent = lacking(entry, config)
+        if absent:
+            if here.first:
+                print(f"clipreel: {entry.name} cannot be run, this is missing:", file=sys.stderr)
+                print(*(f"  {row}" for row in absent), sep="\n", file=sys.stderr)
+            return 2
+        config = stated(config, folder)
+        base = load_model(config.model, download, device)
+        say = print if here.first else lambda *a, **k: None
+        made = run(
+            entry,
+            config,
+            range(config.train.seed, config.train.seed + seeds),
+            folder,
+            base,
+            changes=changes,
+            made=lambda tuned, place: page(tuned, place) if here.first else None,
+            progress=progress if here.first else lambda done, total, extra: None,
+            say=lambda text: say(text, file=sys.stderr),
+        )
+    if not here.first:
+        return 0
+    if json:
+        print(js.dumps(made.to_dict()))
+    else:
+        print(aligned(told(made)))
+        print(f"{entry.name}: {verdict(made)}")
+        print(how(made))
+        print(f"result {shown(str(folder / 'result.json'))}")
+    return 0
+
+
+def listing(found: Sequence[Entry]) -> str:
+    """The table of --list."""
+    from clipreel.evaluation.report import aligned
+
+    widest = max((len(e.source) for e in found), default=0)
+    head = ["cell", "data set", "backbone", "printed", "tolerance", "  source".ljust(widest + 2)]
+    rows = [[*line(e), f"  {e.source.ljust(widest)}"] for e in found]
+    return "\n".join(row.rstrip() for row in aligned([head, *rows]).split("\n"))
+
+
+def line(e: Entry) -> list[str]:
+    """A row of --list without its source."""
+    if e.headline is None:
+        printed, tolerance = "-", "-"
+    else:
+        (name, value), tolerance = e.headline, f"{e.tolerance:g}"
+        printed = f"{name} {value:.1f}{'?' if name.split(' ')[0] in e.unverified else ''}"
+    return [e.name, e.dataset, e.backbone, printed, tolerance]
+
+
+def facts(e: Entry) -> dict[str, object]:
+    """The same for --json."""
+    return {
+        "cell": e.name,
+        "verb": e.verb,
+        "config": str(e.file),
+        "data_set": e.dataset,
+        "backbone": e.backbone,
+        "printed": e.printed,
+        "unverified": e.unverified,
+        "tolerance": e.tolerance,
+        "source": e.source,
+    }
