@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "head_files", "heads"}
     | {"losses", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "heads", "mixing", "retriever", "video"},
+    "exports": {"video"},
+    "server": {"adapter", "exports", "int8", "licences", "retriever", "search", "video"},
     "cli": {
         "adapter",
         "alpro",
@@ -53,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "official",
         "retriever",
         "search",
+        "server",
         "training",
         "tuners",
         "video",

@@ -1,0 +1,87 @@
+"""Searches as the API takes them -> answers as the API gives them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clipreel.errors import ClipreelError
+from clipreel.search.answer import Answer, Filters, Hit, Like, Request
+from clipreel.server.errors import VERSION, ApiError
+from clipreel.server.messages import Search
+from clipreel.server.together import Together
+from clipreel.server.variants import Variants
+
+
+class Answers:
+    """Called by the search thread alone. `picture` gives the file of an upload."""
+
+    def __init__(self, asker: Together, picture: Callable[[str], str], variants: Variants) -> None:
+        self.asker, self.picture, self.variants = asker, picture, variants
+
+    def __call__(self, searches: Sequence[Search]) -> list[bytes | Exception]:
+        """An answer as JSON, or the error that it deserves, for each search."""
+        started = time.perf_counter()
+        found: list[bytes | Exception] = []
+        requests: list[Request] = []
+        for search in searches:
+            try:
+                requests.append(self._request(search))
+            except (ClipreelError, ApiError) as e:
+                found.append(e)
+            else:
+                found.append(b"")
+        answers = iter(self.asker.answer_all(requests))
+        for n, error in enumerate(found):
+            if not isinstance(error, Exception):
+                found[n] = shown(next(answers), started)
+        return found
+
+    def _request(self, search: Search) -> Request:
+        f = search.filters
+        return Request(
+            text=search.text or "",
+            minus=tuple(search.minus),
+            images=tuple(self.picture(i) for i in search.images),
+            like=tuple(Like(like.video, like.at_s) for like in search.like),
+            weights=search.weights.model_dump(),
+            filters=Filters(
+                folder=f.folder,
+                tags=tuple(f.tags),
+                min_duration_s=f.min_duration_s or 0.0,
+                max_duration_s=float("inf") if f.max_duration_s is None else f.max_duration_s,
+                after=f.after,
+                before=f.before,
+                orientation=f.orientation,
+            ),
+            adapters=tuple(map(self.variants.key, search.adapters)) or (self.variants.active,),
+            rank=search.rank,
+            rerank=search.rerank,
+            k=search.k,
+            offset=search.offset,
+        )
+
+
+def shown(answer: Answer | Exception, started: float) -> bytes | Exception:
+    """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search."""
+    if isinstance(answer, Exception):
+        return answer
+    facets = answer.facets
+    told = {
+        "version": VERSION,
+        "took_ms": round((time.perf_counter() - started) * 1000, 1),
+        "state": answer.state,
+        "total": answer.total,
+        "hits": [hit_facts(hit) for hit in answer.hits],
+        "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
+        "notes": answer.notes,
+    }
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def hit_facts(hit: Hit) -> dict[str, Any]:
+    """Everything but the path."""
+    found = {k: v for k, v in vars(hit).items() if k != "path"}
+    return found | {"moments": [vars(m) for m in hit.moments], "matched": [vars(m) for m in hit.matched]}
