@@ -21,6 +21,7 @@ from clipreel.cli import (
     prepare,
     quantize,
     search,
+    serve,
     train,
     tune,
 )
@@ -38,6 +39,7 @@ for verb in (
     search.search,
     search.status,
     search.forget,
+    serve.serve,
     entities.entities,
     entities.tag,
     entities.ask,

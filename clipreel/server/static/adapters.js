@@ -22,8 +22,8 @@ export class Adapters {
   async read() {
     try {
       const [told, status] = await Promise.all([api.adapters(), api.status()]);
-      this.list = told.adapters ?? told;
-      this.model = status.model ?? null;
+      this.list = told.adapters;
+      this.model = status.model;
     } catch (error) {
       this.panel.replaceChildren(h("p", { class: "hint" }, error.message));
       return;

@@ -3,6 +3,7 @@
 import { Adapters } from "./adapters.js";
 import { api } from "./api.js";
 import { Archive } from "./archive.js";
+import { browse, knowArchive } from "./browse.js";
 import { Collection } from "./collection.js";
 import { announce, at, h, iconButton } from "./dom.js";
 import { Filters } from "./filters.js";
@@ -25,7 +26,8 @@ let running = null; // of the search under way
 let timer = 0;
 let later = 0;
 let answeredAt = 0;
-let total = 0;
+let total = 0; // null where it is not known
+let next = null; // where the next page begins
 let playing = -1; // place of the hit in the player
 let returnTo = false; // whether closing the player goes back in history
 
@@ -80,15 +82,15 @@ async function search({ push = false, quiet = false, remember = true } = {}) {
 
 /** One page of hits; without a question, of all videos. */
 async function ask(offset, signal) {
-  if (asks(state)) return api.search(toBody(state, PAGE, offset), signal);
-  const told = await api.videos({ offset, k: PAGE, folder: state.filters.folder }, signal);
-  const hits = told.videos.map((v) => ({ ...v, video: v.id ?? v.video, start_s: 0, end_s: v.duration_s, matched: [{ at_s: v.duration_s / 2 }] }));
-  return { ...told, browsing: true, hits, total: told.total ?? hits.length, facets: told.facets, notes: [] };
+  if (!asks(state)) return browse(state.filters, PAGE, offset, signal);
+  const answer = await api.search(toBody(state, PAGE, offset), signal);
+  const end = offset + answer.hits.length;
+  return { ...answer, next: answer.hits.length && end < answer.total ? end : null };
 }
 
 function shown(answer) {
   answeredAt = performance.now();
-  total = answer.total ?? answer.hits.length;
+  ({ total, next } = answer);
   const nothing = answer.state === "nothing";
   filters.show(state, answer.facets ?? filters.facets);
   grid.show(nothing ? [] : answer.hits);
@@ -103,7 +105,7 @@ function shown(answer) {
 }
 
 function summary(answer) {
-  if (answer.browsing) return [h("strong", {}, count(total, "video")), ...lately()];
+  if (answer.browsing) return [h("strong", {}, total === null ? "Videos" : count(total, "video")), ...lately()];
   const took = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms);
   return [h("strong", {}, count(total, "video")), h("span", {}, `best first · ${took} ms`)];
 }
@@ -121,14 +123,14 @@ function lately() {
 }
 
 function spokenSummary(answer) {
-  if (answer.browsing) return count(total, "video");
+  if (answer.browsing) return count(answer.hits.length, "video");
   const [best] = answer.hits;
   return `${count(total, "video")}. Best: ${best.words ?? ""}, ${best.name} at ${clock(best.start_s)}`;
 }
 
 function more() {
-  at("more").hidden = grid.hits.length === 0 || grid.hits.length >= total;
-  at("more").textContent = `Show more (${(total - grid.hits.length).toLocaleString("en")} left)`;
+  at("more").hidden = grid.hits.length === 0 || next === null;
+  at("more").textContent = total === null ? "Show more" : `Show more (${(total - grid.hits.length).toLocaleString("en")} left)`;
 }
 
 async function nextPage() {
@@ -136,8 +138,8 @@ async function nextPage() {
   button.disabled = true;
   try {
     const first = grid.hits.length;
-    const answer = await ask(first);
-    if (!answer.hits.length) total = first;
+    const answer = await ask(next);
+    next = answer.next;
     grid.add(answer.hits);
     if (document.activeElement === button || document.activeElement === document.body) grid.focus(first);
   } catch (error) {
@@ -201,9 +203,11 @@ function failed(error) {
   if (away) later = setTimeout(() => search({ quiet: true, remember: false }), AGAIN_MS);
 }
 
-function described(facts) {
-  const name = facts.model?.name ?? facts.model;
-  if (name === "shapes-tiny") q.placeholder = "Try: a red circle moves to the left";
+async function described(facts) {
+  if (facts.model.name === "shapes-tiny") q.placeholder = "Try: a red circle moves to the left";
+  const { tags } = await api.tags();
+  knowArchive(facts.folders, tags);
+  if (!asks(state)) filters.show(state, { folders: facts.folders, tags });
 }
 
 // ---- the question
@@ -291,9 +295,8 @@ function play(hit, index = -1, second = hit.start_s) {
 }
 
 function playNext(by) {
-  const next = playing + by;
-  if (playing < 0 || next < 0 || next >= grid.hits.length) return;
-  play(grid.hits[next], next);
+  const there = playing + by;
+  if (playing >= 0 && there >= 0 && there < grid.hits.length) play(grid.hits[there], there);
 }
 
 function closed() {

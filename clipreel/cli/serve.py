@@ -1,0 +1,133 @@
+"""clipreel serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from clipreel.errors import ClipreelError
+
+if TYPE_CHECKING:
+    import socket
+
+    from clipreel.server.settings import Settings
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+def serve(
+    *,
+    index: str | None = None,
+    port: int = 8017,
+    host: str = "127.0.0.1",
+    open: Flag = False,
+    model: str | None = None,
+    adapter: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    cache_gb: float = 8.0,
+    token: str | None = None,
+    log: Flag = False,
+) -> int:
+    """Open an index as a page in the browser and as an HTTP API: search, play at the moment, collect, export.
+
+    Only this machine can reach it, unless --host names another address; then a token is needed, which is printed once.
+    Try `clipreel serve --index my-index --open`
+
+    Args:
+        index: Folder or URI of the index (default: the platform's data folder).
+        port: Where to listen; 0 takes a free one.
+        host: The address to listen on.
+        open: Open the page in the browser.
+        model: The model, where it lies elsewhere than when the index was made.
+        adapter: The adapter of the index, where it lies elsewhere.
+        device: Where the model runs: auto takes the GPU where there is one.
+        cache: Where converted videos and thumbnails are kept (default: the platform's cache folder).
+        cache_gb: How large converted videos may get together.
+        token: What others must send instead of a new one each time (also CLIPREEL_TOKEN).
+        log: Write a line for each request.
+    """
+    try:
+        import uvicorn
+    except ImportError as e:
+        raise ClipreelError("the server needs fastapi and uvicorn: pip install 'clipreel[server]'") from e
+    from clipreel.search.index import Index, default_place
+    from clipreel.search.indexer import check_space
+    from clipreel.server.app import create_app
+    from clipreel.server.loading import model_of
+
+    if not 0 <= port < 65536 or not cache_gb > 0:
+        raise ClipreelError(f"--port {port} and --cache-gb {cache_gb:g}: a port is 0 to 65535, the size above 0")
+    store = Index(index or default_place())
+    listening = bound(host, port)
+    settings = settings_of(store, host, cache, cache_gb, token or os.environ.get("CLIPREEL_TOKEN", ""))
+    retriever = model_of(store, device, model=model, adapter=adapter)
+    check_space(store, retriever)
+    address = address_of(host, listening.getsockname()[1])
+    app = create_app(store.place, retriever, settings, device)
+    shown = f"{address}/?token={settings.token}" if settings.token else address
+    print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
+    if settings.read_only:
+        print(f"note: {settings.read_only}", file=sys.stderr)
+    if open:
+        import threading
+        import webbrowser
+
+        threading.Timer(1.0, webbrowser.open, [shown]).start()
+    config: dict[str, Any] = {"log_level": "info" if log else "warning", "access_log": log, "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config))
+    server.run(sockets=[listening])
+    return 0
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ClipreelError where the address is taken or is not ours."""
+    import socket
+
+    try:
+        family, kind, proto, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, proto)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(place)
+    except OSError as e:
+        raise ClipreelError(f"{host}:{port} cannot be listened on ({e.strerror}); try --port 0") from e
+    return listening
+
+
+def settings_of(store: Any, host: str, cache: Path | None, cache_gb: float, token: str) -> Settings:
+    """The settings for an address: others than loopback need a token."""
+    import hashlib
+
+    from platformdirs import user_cache_dir
+
+    from clipreel.server.security import is_loopback, new_token, own_names
+    from clipreel.server.settings import Settings
+    from clipreel.server.sole import claimed
+
+    alone = is_loopback(host)
+    if cache is None:  # one for each index, so that two servers do not clear each other's
+        mark = hashlib.blake2b(os.path.abspath(store.place).encode(), digest_size=6).hexdigest()
+        cache = Path(user_cache_dir("clipreel", appauthor=False)) / "server" / mark
+    read_only = claimed(store)
+    if read_only:
+        cache = cache / f"second-{os.getpid()}"
+    return Settings(
+        cache=cache,
+        token=token if token or alone else new_token(),
+        loopback=alone,
+        hosts=() if alone else own_names(host),
+        read_only=read_only,
+        media_bytes=int(cache_gb * 2**30),
+    )
+
+
+def address_of(host: str, port: int) -> str:
+    import socket
+
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

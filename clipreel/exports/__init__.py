@@ -1,0 +1,1 @@
+"""Hits as files for others: tables, edit lists, and the moments cut out of their videos."""

@@ -1,0 +1,49 @@
+"""The app: routes, guard and life of the services. `create_app` is all that a test or another server needs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from clipreel import __version__
+from clipreel.retriever import Retriever
+from clipreel.server import errors
+from clipreel.server.metrics import Metrics
+from clipreel.server.routes import adapters, export, facts, jobs, page, search, uploads, videos
+from clipreel.server.security import Guard
+from clipreel.server.services import Services
+from clipreel.server.settings import Settings
+
+ROOT = "/api/v1"
+
+
+def create_app(place: str, model: Retriever, settings: Settings, device: str = "auto") -> FastAPI:
+    """A server over the index at `place` with the model that made it. Starting it raises ClipreelError."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = Services.start(place, model, settings, metrics, device)
+        try:
+            yield
+        finally:
+            await app.state.services.close()
+
+    app = FastAPI(
+        title="clipreel",
+        version=__version__,
+        summary="Search an archive of videos by what is seen in them, and open them at the moment.",
+        description="Answers carry `version`: 1. Errors are `{version, error: {code, message}}`. Times in seconds.",
+        lifespan=life,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    errors.install(app)
+    for part in (search, videos, uploads, jobs, facts, adapters, export):
+        app.include_router(part.router, prefix=ROOT)
+    app.include_router(page.router)
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    return app

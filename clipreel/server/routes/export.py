@@ -1,0 +1,7 @@
+"""Hits as files."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["export"])

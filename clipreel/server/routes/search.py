@@ -1,0 +1,87 @@
+"""Searching: POST with everything, GET with the simple form, and "more like this"."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from clipreel.server.errors import ApiError
+from clipreel.server.messages import Count, Filters, Id, Like, Name, Offset, Search, Seconds
+from clipreel.server.services import Services, services
+
+router = APIRouter(tags=["search"])
+Its = Annotated[Services, Depends(services)]
+EXAMPLE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Hits, best first; `state` is nothing where nothing here matches",
+        "content": {
+            "application/json": {
+                "example": {
+                    "version": 1,
+                    "took_ms": 12.4,
+                    "state": "ok",
+                    "total": 1,
+                    "hits": [
+                        {
+                            "video": "0f3a5e",
+                            "name": "beach.mp4",
+                            "folder": "holidays/2019",
+                            "start_s": 12.0,
+                            "end_s": 18.5,
+                            "score": 0.31,
+                            "unusual": 0.99,
+                            "words": "strong match",
+                            "duration_s": 94.2,
+                            "width": 1920,
+                            "height": 1080,
+                            "date": "2019-08-03T10:12:44+00:00",
+                            "tags": ["dog"],
+                            "moments": [{"start_s": 40.0, "end_s": 44.0, "score": 0.28}],
+                            "matched": [{"at_s": 13.5, "score": 0.33}],
+                            "adapter": None,
+                        }
+                    ],
+                    "facets": {
+                        "folders": [{"name": "holidays/2019", "count": 1}],
+                        "tags": [{"name": "dog", "count": 1}],
+                    },
+                    "notes": [],
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/search", responses=EXAMPLE)
+async def search(request: Search, its: Its) -> dict[str, Any]:
+    """Find moments by text, images, or videos that they should be like; minus terms are taken away."""
+    if not ((request.text or "").strip() or request.images or request.like):
+        raise ApiError(422, "empty", "the query is empty; give text, images or like")
+    for id in request.images:
+        its.uploads.get(id)
+    for like in request.like:
+        its.archive.file(like.video)
+    return await its.desk.ask(request)
+
+
+@router.get("/search", responses=EXAMPLE)
+async def search_simply(
+    its: Its,
+    q: Annotated[str, Query(max_length=2000, description="what to look for; words with a - are taken away")],
+    k: Count = 24,
+    offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    folder: Annotated[str | None, Query(max_length=1000)] = None,
+    tag: Annotated[list[Name], Query(max_length=20)] = [],  # noqa: B006 - FastAPI copies defaults
+) -> dict[str, Any]:
+    """The simple form, for a browser's address line and for curl."""
+    return await search(Search(text=q, k=k, offset=offset, filters=Filters(folder=folder, tags=tag)), its)
+
+
+@router.get("/similar", responses=EXAMPLE)
+async def similar(
+    its: Its, video: Id, at_s: Seconds | None = None, k: Count = 24, offset: Offset = 0
+) -> dict[str, Any]:
+    """More like a video, or like its moment."""
+    return await search(Search(like=[Like(video=video, at_s=at_s)], k=k, offset=min(offset, 10_000)), its)

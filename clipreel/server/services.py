@@ -1,0 +1,111 @@
+"""Everything that routes need, made when the server starts and closed when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from clipreel.retriever import Retriever
+from clipreel.search.index import Index
+from clipreel.server.answers import Answers
+from clipreel.server.archive import Archive
+from clipreel.server.desk import Desk
+from clipreel.server.events import Events
+from clipreel.server.jobs import Jobs
+from clipreel.server.media import Media
+from clipreel.server.metrics import Metrics
+from clipreel.server.pictures import Pictures
+from clipreel.server.sandbox import Decoders
+from clipreel.server.settings import Settings
+from clipreel.server.uploads import Uploads
+
+TICK_S = 2.0
+
+
+@dataclass
+class Services:
+    """The parts of a running server."""
+
+    settings: Settings
+    metrics: Metrics
+    model: Retriever
+    archive: Archive
+    decoders: Decoders
+    media: Media
+    pictures: Pictures
+    uploads: Uploads
+    events: Events
+    jobs: Jobs
+    desk: Desk
+    started: float = field(default_factory=time.time)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, place: str, model: Retriever, settings: Settings, metrics: Metrics, device: str) -> Services:
+        """Call in the event loop. The routes read the index through one connection, the search thread another."""
+        archive = Archive(Index(place))
+        decoders = Decoders(settings.decoders, settings.decode_waiting, settings.decode_s, metrics)
+        events = Events(settings.event_clients)
+        uploads = Uploads(decoders, settings)
+        answers = Answers(Index(place), model, archive)
+        media = Media(archive, decoders, settings, metrics)
+        pictures = Pictures(archive, decoders, settings)
+        found = cls(
+            settings=settings,
+            metrics=metrics,
+            model=model,
+            archive=archive,
+            decoders=decoders,
+            media=media,
+            pictures=pictures,
+            uploads=uploads,
+            events=events,
+            jobs=Jobs(place, device, events, settings),
+            desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
+        )
+        metrics.gauge("videos", "videos in the index", lambda: len(archive.last.files))
+        metrics.gauge("vectors", "vectors in the index", lambda: archive.last.vectors)
+        metrics.gauge("media_cache_bytes", "converted videos kept", lambda: media.cache.size)
+        metrics.gauge("picture_cache_bytes", "thumbnails and strips kept", lambda: pictures.cache.size)
+        metrics.gauge("uploads", "images kept to search with", lambda: len(uploads))
+        metrics.gauge("event_clients", "clients that listen to events", lambda: len(events.clients))
+        metrics.gauge("memory_bytes", "resident memory of the server", resident)
+        found.tasks.append(asyncio.create_task(found._tick()))
+        return found
+
+    async def _tick(self) -> None:
+        """What has to happen also when nobody asks."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.uploads.expire()
+            await run_in_threadpool(self.archive.now)
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.events.close()
+        await self.jobs.close()
+        await self.media.close()
+        await self.decoders.close()
+        await run_in_threadpool(self.desk.close)
+
+
+def services(request: Request) -> Services:
+    """For routes: `Depends(services)`."""
+    return request.app.state.services
+
+
+def resident() -> float:
+    """Bytes of memory of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as f:
+            import resource
+
+            return float(f.read().split()[1]) * resource.getpagesize()
+    except (OSError, ImportError):
+        return 0.0
