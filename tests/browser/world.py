@@ -58,3 +58,17 @@ def write(folder: Path) -> list[Film]:
         write_mp4(path, np.concatenate([scene_pixels(i, *SIZES[shape]) for i in chosen]), FPS)
         films.append(Film(path, tuple((float(k * SCENE_S), i.captions[0]) for k, i in enumerate(chosen))))
     return films
+
+
+def write_remade(path: Path) -> None:
+    """A film that no browser plays as it is: MPEG-4 part 2 in an AVI file."""
+    import av
+
+    items = [i for i in ShapesWorld().videos("val") if i.id.endswith("a")][:SCENES]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height = SIZES["landscape"]
+        stream.pix_fmt = "yuv420p"
+        for pixels in np.concatenate([scene_pixels(i, stream.width, stream.height) for i in items]):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))

@@ -149,8 +149,10 @@ export class Grid {
 /** The score in words with its bars; nothing for a video that answers no query. */
 export function words(hit) {
   if (hit.score === undefined) return h("span", { class: "words plain" }, long(hit.duration_s));
-  const bars = h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i"));
-  return h("span", { class: "words", data: { level: level(hit) }, title: meaning(hit) }, bars, capital(hit.words ?? ""));
+  const known = level(hit);
+  const bars = known ? h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i")) : null;
+  const text = capital(hit.words ?? "match") + (known ? "" : ` ${hit.score.toFixed(2)}`);
+  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, text);
 }
 
 function spoken(hit) {

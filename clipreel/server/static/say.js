@@ -42,12 +42,9 @@ export function day(iso) {
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** How many of three bars a match gets; the words come from the server, which knows the calibration. */
+/** How many of three bars a match gets, 0 where the server cannot tell: it knows the calibration, so the words are its. */
 export function level(hit) {
-  const words = hit.words ?? "";
-  if (/strong/.test(words)) return 3;
-  if (/good/.test(words)) return 2;
-  return 1;
+  return { strong: 3, good: 2, weak: 1 }[hit.words?.split(" ")[0]] ?? 0;
 }
 
 /** What a score means for this video, in one sentence. */
