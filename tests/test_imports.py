@@ -39,6 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
     | {"official", "retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "heads", "retriever", "video"},
+    "exports": {"video"},
+    "server": {"adapter", "exports", "int8", "retriever", "search", "video"},
     "cli": {
         "adapter",
         "alpro",
@@ -51,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "official",
         "retriever",
         "search",
+        "server",
         "training",
         "tuners",
         "video",

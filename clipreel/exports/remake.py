@@ -87,7 +87,7 @@ def remake(
             sound = container.streams.audio[0] if container.streams.audio else None
             if sound is not None and (sound.codec_context is None or not sound.codec_context.sample_rate):
                 sound = None
-            part = Part(path, container, target, stream, sound, start_s, end_s, progress)
+            part = Part(container, target, stream, sound, start_s, end_s, fragmented, progress)
             made = part.copied() if how == "copy" else part.encoded(height)
     except (av.FFmpegError, OSError) as e:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -102,14 +102,15 @@ def remake(
 class Part:
     """One conversion under way. Times inside are seconds of the source, from its first frame."""
 
-    path: Path
     container: InputContainer
     target: OutputContainer
     video: Any
     sound: Any
     start_s: float
     end_s: float | None
+    fragmented: bool
     progress: Callable[[float], None]
+    delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.zero_s = (self.video.start_time or 0) * float(self.video.time_base or 0)
@@ -155,7 +156,7 @@ class Part:
         voice = None if self.sound is None else Voice(self)
         frame_s = 1 / float(self.video.average_rate or STILL_RATE)
         shift: int | None = None
-        for packet in self.packets():
+        for packet in dated(self.packets(), self.video):
             if packet.size == 0 or packet.pts is None or packet.dts is None or packet.is_discard:
                 continue
             at_s = self.seconds(packet, packet.pts)
@@ -169,6 +170,9 @@ class Part:
                 shift = packet.pts if self.start_s > 0 else (self.video.start_time or 0)
                 if not self.start_s:
                     self.first_s = 0.0
+                if self.fragmented:  # it has no edit list that could hide decoding times before zero
+                    self.delay_s = max(0, shift - packet.dts) * float(packet.time_base)
+                    shift -= round(self.delay_s / float(packet.time_base))
             if not self.inside(at_s):
                 continue
             self.told(at_s)
@@ -254,7 +258,7 @@ class Voice:
         at_s = self.part.seconds(packet, packet.pts)
         if self.copies:
             if at_s >= first_s - 0.001 and packet.dts is not None:
-                shift = round((first_s + self.part.zero_s) / float(packet.time_base))
+                shift = round((first_s + self.part.zero_s - self.part.delay_s) / float(packet.time_base))
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = self.stream
                 self.part.target.mux(packet)
@@ -265,7 +269,7 @@ class Voice:
             at_s = frame.pts * float(frame.time_base) - self.part.zero_s
             if at_s < first_s or not self.part.inside(at_s):
                 continue
-            frame.pts = round((at_s - first_s) / float(frame.time_base))
+            frame.pts = round((at_s - first_s + self.part.delay_s) / float(frame.time_base))
             self._encode(frame)
 
     def _encode(self, frame: Any) -> None:
@@ -279,6 +283,26 @@ class Voice:
         if not self.copies:
             self._encode(None)
             self.part.target.mux(self.stream.encode(None))
+
+
+def dated(packets: Iterator[Packet], stream: Any) -> Iterator[Packet]:
+    """The packets with decoding times also where Matroska leaves them out: before the first, a duration apart."""
+    waiting: list[Packet] = []
+    known = False
+    for packet in packets:
+        if known or packet.stream is not stream or packet.pts is None:
+            yield packet
+            continue
+        waiting.append(packet)
+        if packet.dts is not None:
+            known = True
+            for back, earlier in enumerate(reversed(waiting[:-1]), 1):
+                earlier.dts = packet.dts - back * max(packet.duration or 1, 1)
+            yield from waiting
+    if not known:
+        for packet in waiting:
+            packet.dts = packet.pts
+            yield packet
 
 
 def frames_of(packet: Packet) -> Iterator[Any]:

@@ -37,7 +37,8 @@ def main(source: str, part: str, done: str, how: How) -> int:
                 raise
             how = "encode"
             made = remake(Path(source), Path(part), how, fragmented=True, progress=progress)
-        remake(Path(part), Path(done), "copy")
+        # copied packets come from the source again: only there are all their times
+        remake(Path(source if how == "copy" else part), Path(done), "copy")
     except DecodeError as e:
         say(failed=e.reason, message=e.detail or e.reason)
         return 1

@@ -23,6 +23,7 @@ from clipreel.video.packets import DecodeError, open_video
 
 MEMORY = 4 << 30
 IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+Image.MAX_IMAGE_PIXELS = None  # the limit is the server's, which can say it
 SIDE = 1024  # of a stored upload: several times what any model looks at
 LOOK_AHEAD = 2000  # frames that are decoded to reach a moment
 Answer = tuple[dict[str, Any], bytes]
@@ -50,6 +51,7 @@ def probe(request: dict[str, Any], _: bytes) -> Answer:
             "pix_fmt": frame.format.name,
             "rotation": int(frame.rotation or 0),
             "timed": frame.pts is not None,
+            "rate": float(stream.average_rate or stream.guessed_rate or 25),
             "audio": audio.codec_context.name if audio is not None and audio.codec_context is not None else "",
         }
     return facts, b""
@@ -126,6 +128,8 @@ def frames_at(path: Path, moments: list[float], width: int) -> list[Image.Image]
     container, stream = open_video(path)
     pictures: list[Image.Image] = []
     with container:
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        count = 0  # of frames, for streams without times
         zero = (stream.start_time or 0) * float(stream.time_base or 0)
         position = -1.0
         source: Iterator[VideoFrame] = iter(())
@@ -134,9 +138,9 @@ def frames_at(path: Path, moments: list[float], width: int) -> list[Image.Image]
             if last is None or moment < position or moment - position > 4.0:
                 source, last = shown(container, stream, moment), None
             for frame, _ in zip(source, range(LOOK_AHEAD), strict=False):
-                last = frame
-                position = (frame.time or 0.0) - zero
-                if frame.time is None or position >= moment - 0.02:
+                last, count = frame, count + 1
+                position = count / rate if frame.time is None else frame.time - zero
+                if position >= moment - 0.02:
                     break
             if last is None:  # behind the end, or the seek misled: from the start
                 last = next(shown(container, stream, 0.0), None)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
 
@@ -47,11 +47,12 @@ COPIED = ("h264", "vp9", "libvpx-vp9", "av1", "libdav1d")
 
 @dataclass(frozen=True)
 class Playable:
-    """direct, remux, transcode or no; and why not direct."""
+    """direct, remux, transcode or no; why not direct; and the frames a second that the file states."""
 
     how: str
     why: str = ""
     type: str = "video/mp4"
+    rate: float = 25.0
 
 
 def judged(facts: dict) -> Playable:
@@ -71,7 +72,7 @@ def judged(facts: dict) -> Playable:
 class RangedFile(Response):
     """An open file, whole or the range that was asked for; closed at the end. Each piece waits for its client."""
 
-    def __init__(self, fd: int, media_type: str, name: str) -> None:
+    def __init__(self, fd: int, media_type: str, name: str, disposition: str = "inline") -> None:
         stat = os.fstat(fd)
         self.fd, self.size = fd, stat.st_size
         self.etag = f'"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"'
@@ -83,7 +84,7 @@ class RangedFile(Response):
                 "etag": self.etag,
                 "last-modified": formatdate(stat.st_mtime, usegmt=True),
                 "cache-control": "private, no-cache",
-                "content-disposition": f'inline; filename="{name}"',
+                "content-disposition": f'{disposition}; filename="{name}"',
             }
         )
 
@@ -243,7 +244,7 @@ class Media:
         if key not in self._probed:
             try:
                 facts, _ = await self.decoders.ask({"task": "probe", "path": file.path})
-                self._probed[key] = judged(facts)
+                self._probed[key] = replace(judged(facts), rate=facts["rate"])
             except ApiError as e:
                 if e.status == 503:
                     raise

@@ -106,4 +106,7 @@ class Export(Message):
         },
     )
     format: Literal["csv", "json", "edl", "fcpxml", "mp4"]
+    cut: Annotated[Literal["exact", "keyframe"], Field(description="mp4: encoded anew, or copied from a keyframe")] = (
+        "exact"
+    )
     hits: Annotated[list[Place], Field(min_length=1, max_length=1000)]

@@ -40,6 +40,8 @@ class Decoder:
             )
         try:
             return await asyncio.wait_for(self._exchange(task, body), limit_s + (START_S if fresh else 0.0))
+        except asyncio.TimeoutError:  # an OSError too, since Python 3.11
+            raise
         except (asyncio.IncompleteReadError, OSError, ValueError) as e:
             raise ConnectionError from e
         finally:

@@ -13,6 +13,7 @@ from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.server.answers import Answers
 from clipreel.server.archive import Archive
+from clipreel.server.cutting import Cutting
 from clipreel.server.desk import Desk
 from clipreel.server.events import Events
 from clipreel.server.jobs import Jobs
@@ -40,6 +41,7 @@ class Services:
     uploads: Uploads
     events: Events
     jobs: Jobs
+    cutting: Cutting
     desk: Desk
     started: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Services:
             pictures=pictures,
             uploads=uploads,
             events=events,
+            cutting=Cutting(archive, media, settings),
             jobs=Jobs(place, device, events, settings),
             desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
         )

@@ -60,10 +60,9 @@ async def video(id: Id, its: Its) -> dict[str, Any]:
     return found | {"playable": playable.how, "why": playable.why, "ready": ready, "converted": done}
 
 
-@router.api_route(
+@router.head("/videos/{id}/media", include_in_schema=False)
+@router.get(
     "/videos/{id}/media",
-    methods=["GET", "HEAD"],
-    operation_id="video_media",
     response_class=Response,
     responses={
         200: {"content": {"video/mp4": {}, "video/webm": {}}, "description": "the whole video, or its stream"},

@@ -1,0 +1,147 @@
+"""Index jobs, their events, and two servers on one index."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from clipreel.cli import main
+from clipreel.search.index import Index
+from clipreel.server.sole import claimed
+from tests.server.conftest import API, Serve, code, ids
+from tests.video.make import write
+
+
+def finished(client: TestClient, id: str) -> dict[str, Any]:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        job = next(j for j in client.get(f"{API}/jobs").json()["jobs"] if j["id"] == id)
+        if job["state"] != "running":
+            return job
+        time.sleep(0.1)
+    raise AssertionError("the job does not end")
+
+
+def test_a_job_brings_the_index_up_to_date(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    videos, place = own_archive
+    client = serve(place)
+    before = ids(client)
+    write(videos / "new.mp4", frames=12)
+    (videos / "a.mp4").unlink()
+    (videos / "b.mkv").rename(videos / "renamed.mkv")
+    started = client.post(f"{API}/jobs", json={"kind": "index"})
+    assert started.status_code == 202
+    again = client.post(f"{API}/jobs", json={"kind": "index"}).json()
+    assert again["id"] == started.json()["id"]  # one at a time
+    job = finished(client, again["id"])
+    assert (job["state"], job["done"], job["total"], job["skipped"]) == ("done", 1, 1, 1)
+    assert job["counts"] == {"indexed": 1, "moved": 1, "forgotten": 1, "unchanged": 2}
+    end = time.monotonic() + 10
+    while set(ids(client)) != {"c.avi", "new.mp4", "renamed.mkv"}:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert ids(client)["renamed.mkv"] == before["b.mkv"]
+    hits = client.get(f"{API}/search", params={"q": "red"}).json()["hits"]
+    assert {h["name"] for h in hits} <= {"c.avi", "new.mp4", "renamed.mkv"}
+
+
+def test_events_tell_how_a_job_goes(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    from tests.server.conftest import services
+
+    client = serve(own_archive[1])
+    told: list[dict[str, Any]] = []
+    events = services(client).events
+    send = events.send
+
+    def noted(name: str, data: dict[str, Any]) -> None:
+        told.append(dict(data))
+        send(name, data)
+
+    events.send = noted  # type: ignore[method-assign]
+    job = client.post(f"{API}/jobs", json={"kind": "index"}).json()
+    finished(client, job["id"])
+    assert [t["state"] for t in told][:1] == ["running"]
+    assert told[-1]["state"] == "done"
+    assert {"id", "kind", "state", "done", "total", "eta_s", "current", "skipped"} <= set(told[0])
+
+
+def test_a_job_can_be_stopped(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    client = serve(own_archive[1])
+    job = client.post(f"{API}/jobs", json={"kind": "index"}).json()
+    assert client.delete(f"{API}/jobs/{job['id']}").json()["state"] == "stopped"
+    assert client.get(f"{API}/jobs").json()["jobs"][0]["ended"] is not None
+    assert code(client.delete(f"{API}/jobs/none")) == (404, "no-such-job")
+    assert code(client.post(f"{API}/jobs", json={"kind": "delete everything"})) == (422, "invalid")
+
+
+def test_a_job_that_cannot_run_says_why(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    videos, place = own_archive
+    client = serve(place)
+    videos.rename(videos.with_name("away"))
+    job = finished(client, client.post(f"{API}/jobs", json={"kind": "index"}).json()["id"])
+    assert job["state"] == "failed"
+    assert "mount" in job["message"]
+    assert client.get(f"{API}/health").json()["videos"] == 3  # nothing is lost
+
+
+def test_a_second_server_only_reads(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    place = own_archive[1]
+    hold = "import sys; from clipreel.server.sole import claimed; from clipreel.search.index import Index; "
+    hold += "print(repr(claimed(Index(sys.argv[1]))), flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == "''"
+        reason = claimed(Index(place))
+        assert f"pid {first.pid}" in reason
+        client = serve(place, read_only=reason)
+        assert code(client.post(f"{API}/jobs", json={"kind": "index"})) == (409, "read-only")
+        assert client.get(f"{API}/status").json()["read_only"] == reason
+        assert client.get(f"{API}/search", params={"q": "red"}).status_code == 200
+    finally:
+        first.communicate("")
+    assert claimed(Index(place)) == ""
+
+
+def test_a_newer_index_is_a_clear_message(own_archive: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    Index(own_archive[1]).set_facts(schema=99)
+    assert main(["serve", "--index", own_archive[1], "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "schema 99" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_serve_answers_and_ends(own_archive: tuple[Path, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipreel", "serve", "--index", own_archive[1], "--port", "0"]
+    server = subprocess.Popen([*command, "--cache", str(tmp_path / "c")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        address = next(word for word in said.split() if word.startswith("http://127.0.0.1:"))
+        import httpx
+
+        with httpx.Client(base_url=address, transport=httpx.HTTPTransport(retries=5)) as client:
+            found = client.get(f"{API}/search", params={"q": "a red circle", "k": 1}, timeout=30).json()
+        assert len(found["hits"]) == 1
+        assert "token" not in said
+    finally:
+        server.terminate()
+        assert server.wait(20) in (0, -15)
+
+
+def test_serve_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--index", str(tmp_path / "none")]) == 2
+    assert main(["serve", "--port", "70000"]) == 2
+    said = capsys.readouterr().err
+    assert "make one with" in said
+    assert "70000" in said
+    assert json.dumps(said)
