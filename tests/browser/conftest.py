@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -62,7 +65,11 @@ def serve(index: Path, cache: Path, *more: str | Path) -> tuple[subprocess.Popen
     """Start `clipreel serve` on a free port and wait for the address that it prints."""
     command = clipreel("serve", "--index", index, "--port", "0", "--cache", cache, *more)
     server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert server.stdout is not None
     lines: Queue[str] = Queue()
@@ -77,12 +84,23 @@ def serve(index: Path, cache: Path, *more: str | Path) -> tuple[subprocess.Popen
     return server, "http://" + said.partition("http://")[2].split()[0]
 
 
+def wait_until_it_listens(address: str) -> None:
+    until_s = time.monotonic() + START_S
+    while True:
+        try:
+            return urlopen(f"{address}/api/v1/health", timeout=10).close()
+        except URLError:
+            assert time.monotonic() < until_s, f"nobody answers at {address}"
+            time.sleep(0.2)
+
+
 def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator[Served]:
     """An index of the folders below `folder`, served until the tests are done."""
     index = folder.parent / "index"
     roots = sorted(p for p in folder.iterdir() if p.is_dir())
     run("index", *roots, "--index", index, "--model", "shapes-tiny", "--seconds", world.SCENE_S, "--overlap", "0")
     server, address = serve(index, folder.parent / "cache", *more)
+    wait_until_it_listens(address)
     yield Served(address, folder, index, films)
     server.terminate()
     server.wait(30)
@@ -97,7 +115,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from served(folder, films)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A small archive that tests may change."""
     folder = tmp_path_factory.mktemp("living") / "films"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page
 
+RING = "a purple cross goes left behind a white ring"  # in "the long table", from second 6
 CARDS = ".card:not(.ghost)"
 
 

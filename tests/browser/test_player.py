@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tests.browser.steps import CARDS, ask, until, wait_first
-from tests.browser.test_search import RING
+from tests.browser.steps import CARDS, RING, ask, until, wait_first
 
 NOW = "document.querySelector('video').currentTime"
 

@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import world
-from tests.browser.steps import CARDS, ask, names, until, wait_first
-
-RING = "a purple cross goes left behind a white ring"  # in "the long table", from second 6
-CIRCLE = "a cyan square moves to the left above a white ring"  # in "night shift", a portrait film, from second 0
+from tests.browser.steps import CARDS, RING, ask, names, until, wait_first
 
 
 def test_without_a_question_all_videos_are_shown(open_page, archive):
@@ -49,7 +46,8 @@ def test_an_answer_that_comes_late_is_not_shown(open_page):
         page.locator("#q").fill("a green")
     page.locator("#q").fill(RING)
     wait_first(page, "the long table.mp4")
-    assert aborted and '"a green"' in aborted[0]
+    assert aborted
+    assert '"a green"' in aborted[0]
 
 
 def test_the_address_holds_the_question_and_back_undoes_it(open_page):

@@ -12,6 +12,7 @@ export class Archive {
     this.changed = changed;
     this.told = status;
     this.dialog = at("archive");
+    this.sheet = this.dialog.appendChild(h("div", { class: "sheet" }));
     this.button = at("open-archive");
     this.bar = at("progress");
     this.jobs = new Map();
@@ -97,7 +98,7 @@ export class Archive {
     const scroll = this.dialog.querySelector(".scroll")?.scrollTop ?? 0;
     const body = h("div", { class: "scroll" }, this.#counts(), job ? this.#job(job) : this.#start(), this.#skipped(), this.#facts());
     const focused = document.activeElement?.id;
-    this.dialog.replaceChildren(h("div", { class: "sheet" }, head, body));
+    this.sheet.replaceChildren(head, body);
     body.scrollTop = scroll;
     if (focused && this.dialog.contains(at(focused))) at(focused).focus();
   }

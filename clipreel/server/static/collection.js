@@ -14,6 +14,7 @@ export class Collection {
   constructor(acts) {
     this.acts = acts;
     this.dialog = at("collection");
+    this.sheet = this.dialog.appendChild(h("div", { class: "sheet" }));
     this.button = at("open-collection");
     Object.assign(this, load());
     closeOutside(this.dialog);
@@ -88,7 +89,7 @@ export class Collection {
     const head = h("header", {}, h("h2", { id: "collection-name", tabindex: "-1", autofocus: true }, "Collection"), choose, iconButton("plus", "New collection", () => this.#name("")), iconButton("close", "Close", () => this.dialog.close()));
     const empty = h("div", { class: "empty" }, h("p", {}, "Nothing collected yet."), h("p", { class: "hint" }, "Press + on a result, or the key C, to keep its moment here. Collected moments can be exported as videos, edit lists and tables."));
     const list = h("ol", { class: "kept" }, ...this.hits.map((hit, i) => this.#row(hit, i)));
-    this.dialog.replaceChildren(h("div", { class: "sheet" }, head, this.hits.length ? list : empty, this.#foot()));
+    this.sheet.replaceChildren(head, this.hits.length ? list : empty, this.#foot());
   }
 
   #row(hit, i) {

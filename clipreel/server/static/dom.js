@@ -67,13 +67,23 @@ export function toast(message, action = null, bad = false) {
     const press = () => (clearTimeout(timer), note.remove(), action[1]());
     note.append(h("button", { type: "button", class: "text", onclick: press }, action[0]));
   }
-  at("toasts").append(note);
+  reachable("toasts").append(note);
 }
 
 /** Tell a screen reader. */
 export function announce(message) {
-  at("live").textContent = message;
+  reachable("live").textContent = message;
 }
+
+/** A box of messages where it can be seen and heard: an open dialog covers and silences all that lies beside it. */
+function reachable(id) {
+  const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+  const box = at(id);
+  if (box.parentElement !== host) host.append(box);
+  return box;
+}
+
+addEventListener("close", () => ["toasts", "live"].forEach(reachable), true);
 
 /** A dialog closes where a click lands beside it. */
 export function closeOutside(dialog) {

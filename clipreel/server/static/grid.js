@@ -192,9 +192,8 @@ function scrub(card, shot, film, hit, open) {
     const box = film.getBoundingClientRect();
     const share = (e.clientX - box.left) / box.width;
     place(needle, share);
-    shown ??= shot.appendChild(sprite(film.querySelector("img").src, frames));
-    const i = Math.min(Math.max(Math.floor(share * frames), 0), frames - 1);
-    shown.firstChild.style.transform = `translateX(${(-100 * i) / frames}%)`;
+    shown ??= shot.appendChild(h("span", { class: "sprite", "aria-hidden": "true" }, h("img", { src: film.querySelector("img").src, alt: "" })));
+    frame(shown, Math.min(Math.max(Math.floor(share * frames), 0), frames - 1), frames, aspect(hit));
   });
   film.addEventListener("pointerleave", () => {
     shown?.remove();
@@ -204,8 +203,12 @@ function scrub(card, shot, film, hit, open) {
   film.addEventListener("click", (e) => open(second(e)));
 }
 
-function sprite(src, frames) {
-  const image = h("img", { src, alt: "" });
-  image.style.width = `${100 * frames}%`;
-  return h("span", { class: "sprite", "aria-hidden": "true" }, image);
+/** Show frame i of a strip of n so that it covers the picture. */
+function frame(box, i, n, shape) {
+  const room = box.clientWidth / box.clientHeight;
+  const wide = Math.max(shape / room, 1);
+  const { style } = box.firstChild;
+  style.width = `${100 * n * wide}%`;
+  style.height = `${100 * Math.max(room / shape, 1)}%`;
+  style.transform = `translateX(${(-100 * (i * wide + (wide - 1) / 2)) / (n * wide)}%)`;
 }

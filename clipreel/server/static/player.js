@@ -107,7 +107,7 @@ export class Player {
   }
 
   #build() {
-    this.video = h("video", { playsinline: true, preload: "auto" });
+    this.video = h("video", { playsinline: true, preload: "auto", "aria-label": "The video" });
     this.said = h("p", { class: "said", role: "alert", hidden: true });
     this.stage = h("div", { class: "stage", tabindex: "-1" }, this.video, this.said);
     this.name = h("h2", { id: "player-name" });
