@@ -57,18 +57,10 @@ def test_everything_has_a_name(open_page):
     wait_first(page, "the long table.mp4")
     assert page.evaluate(NAMELESS, "body") == []
     assert page.locator("h1").count() == 1
-    assert (
-        page.locator("main").count() == page.locator("header.bar").count() == page.locator("[role=search]").count() == 1
-    )
     assert page.evaluate("[...document.images].every((i) => i.hasAttribute('alt'))")
     page.locator(f"{CARDS} .shot").first.click()
     page.locator("#player .mark").first.wait_for()
-    assert (
-        page.evaluate(
-            nameless.replace("document.querySelectorAll", "document.querySelector('#player').querySelectorAll")
-        )
-        == []
-    )
+    assert page.evaluate(NAMELESS, "#player") == []
     track = page.get_by_role("slider", name="Position in the video")
     assert track.get_attribute("aria-valuemax") == "12.0"
 
