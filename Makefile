@@ -39,7 +39,7 @@ types: install
 
 bench: install
 	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[bench,int8]'
-	for b in encode evaluation decode search; do $(RUN)/python benchmarks/$$b.py; done
+	for b in encode evaluation decode search index loader training; do $(RUN)/python benchmarks/$$b.py; done
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info

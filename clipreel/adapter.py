@@ -6,11 +6,10 @@ licences; `adapter_model.safetensors` holds what was trained, each tensor once. 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from clipreel.alpro.retriever import is_alpro, load_alpro
+from clipreel.checkpoints import digest
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
@@ -78,15 +78,6 @@ def fill(tuner: nn.Module, tensors: Mapping[str, Tensor], source: str = "the ada
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Identity of trained tensors: names, shapes and float32 values."""
-    total = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name}{tuple(tensor.shape)}".encode())
-        total.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def write(path: Path, data: bytes) -> None:
@@ -152,15 +143,20 @@ def read_config(folder: str | Path) -> AdapterConfig:
 
 def read_tensors(folder: str | Path, config: AdapterConfig) -> dict[str, Tensor]:
     """What was trained, checked against the identity that the config states."""
-    path = Path(folder) / WEIGHTS
+    return stated_tensors(Path(folder) / WEIGHTS, config.tensors, "an adapter")
+
+
+def stated_tensors(path: Path, stated: str, what: str) -> dict[str, Tensor]:
+    """The tensors of a file with this digest. Raises ClipreelError that says what is wrong with it."""
+    again = "tune or fetch it again"
     try:
         tensors = load_file(path)
     except FileNotFoundError as e:
-        raise ClipreelError(f"{folder} is half an adapter: there is no {WEIGHTS} in it; tune or fetch it again") from e
+        raise ClipreelError(f"{path.parent} is half {what}: there is no {path.name} in it; {again}") from e
     except (SafetensorError, OSError) as e:
-        raise ClipreelError(f"{path} cannot be read ({e}); tune or fetch the adapter again") from e
-    if digest(tensors) != config.tensors:
-        raise ClipreelError(f"{path} is not what {CONFIG} describes (another fingerprint); tune or fetch it again")
+        raise ClipreelError(f"{path} cannot be read ({e}); {again}") from e
+    if digest(tensors) != stated:
+        raise ClipreelError(f"{path} is not what the config beside it describes (another fingerprint); {again}")
     return tensors
 
 
@@ -211,9 +207,3 @@ def load(source: str | Path, adapter: str | Path | None = None, **options: Any) 
         return load_alpro(source, **{k: v for k, v in options.items() if k != "download"})
     model = load_base(source, **options)
     return model if adapter is None else with_adapter(model, adapter)
-
-
-def verdict(folder: str | Path, helped: bool, metrics: Mapping[str, Any]) -> None:
-    """Write the outcome of a comparison into an adapter."""
-    config = read_config(folder)
-    write_config(Path(folder), replace(config, helped=helped, metrics=dict(metrics)))

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from clipreel.adapter import digest, fill, trained, write
+from clipreel.adapter import fill, stated_tensors, trained, write
+from clipreel.checkpoints import digest
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, head_of
 from clipreel.retriever import Retriever
@@ -87,16 +87,8 @@ def read_config(folder: Path) -> HeadConfig:
 def read_head(folder: str | Path) -> tuple[Head, HeadConfig]:
     """The head in a folder, every tensor accounted for, and its config."""
     config, path = read_config(Path(folder)), Path(folder) / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as e:
-        raise ClipreelError(f"{folder} is half a head: there is no {WEIGHTS} in it; train or fetch it again") from e
-    except (SafetensorError, OSError) as e:
-        raise ClipreelError(f"{path} cannot be read ({e}); train or fetch the head again") from e
-    if digest(tensors) != config.tensors:
-        raise ClipreelError(f"{path} is not what {CONFIG} describes (another fingerprint); train or fetch it again")
     head = head_of(config.head, config.width, config.options)
-    fill(head, tensors, str(folder))
+    fill(head, stated_tensors(path, config.tensors, "a head"), str(folder))
     return head, config
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from clipreel.checkpoints import Loaded, load_weights, resize_positions
+from clipreel.checkpoints import Loaded, digest, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, PoolingHead, mean_pool, unit
@@ -154,11 +154,7 @@ class Retriever:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base weights and architecture, whatever naming or file they came from."""
-        digest = hashlib.blake2b(repr(self.clip.config).encode(), digest_size=16)
-        for name, tensor in sorted(self.clip.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.float().cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return digest(self.clip.state_dict(), repr(self.clip.config))
 
     @cached_property
     def space(self) -> str:

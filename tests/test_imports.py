@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "video"},
     "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
-    "adapter": {"alpro", "clip", "retriever", "sites", "tuners", "video"},
-    "head_files": {"adapter", "heads", "retriever"},
+    "adapter": {"alpro", "checkpoints", "clip", "retriever", "sites", "tuners", "video"},
+    "head_files": {"adapter", "checkpoints", "heads", "retriever"},
     "mixing": {"clip", "heads", "patterns", "retriever", "sites"},
     "export": {"checkpoints", "clip", "retriever", "sites"},
     "int8": {"data", "evaluation"},
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "heads", "losses"}
     | {"official", "retriever", "sites", "tokenizer", "tuners", "video"},
-    "search": {"adapter", "alpro", "heads", "retriever", "video"},
+    "search": {"adapter", "alpro", "heads", "mixing", "retriever", "video"},
     "exports": {"video"},
     "server": {"adapter", "exports", "int8", "retriever", "search", "video"},
     "cli": {

@@ -126,7 +126,7 @@ def test_the_lstm_is_the_one_of_torch(directions: int) -> None:
     ours, theirs = FrameLSTM(6, directions), nn.LSTM(6, 6, batch_first=True, bidirectional=directions == 2)
     with torch.no_grad():
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            for d, end in zip(range(directions), ("", "_reverse"), strict=False):
+            for d, end in enumerate(("", "_reverse")[:directions]):
                 getattr(theirs, f"{name}_l0{end}").copy_(getattr(ours, name)[d])
     x = torch.randn(3, 5, 6)
     torch.testing.assert_close(ours(x), theirs(x)[0])

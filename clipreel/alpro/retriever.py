@@ -22,7 +22,7 @@ from clipreel.alpro.bert import PAD
 from clipreel.alpro.model import Alpro, AlproConfig
 from clipreel.alpro.weights import LoadedAlpro, foreign_names, translate_alpro
 from clipreel.alpro.wordpiece import WordPiece
-from clipreel.checkpoints import read_file, unwrap, weight_file
+from clipreel.checkpoints import digest, read_file, unwrap, weight_file
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever, pick_device, pick_dtype
 from clipreel.sidecar import read_json
@@ -99,11 +99,7 @@ class AlproRetriever(Retriever):
         """Identity of weights and architecture, whatever naming they came in."""
         config = self.model.config
         sizes = replace(config, vision=replace(config.vision, drop_path=0.0), text=replace(config.text, dropout=0.0))
-        digest = hashlib.blake2b(repr(sizes).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.float().cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return digest(self.model.state_dict(), repr(sizes))
 
     @cached_property
     def space(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 
@@ -13,9 +13,9 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 class Progress:
     """One line on standard error that is rewritten: done, rate, time left. Nothing when that is no terminal."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, visible: bool = True) -> None:
         self.what, self.started, self.shown = what, time.monotonic(), 0.0
-        self.visible = sys.stderr.isatty()
+        self.visible = visible and sys.stderr.isatty()
 
     def __call__(self, done: int, total: int, extra: str = "") -> None:
         now = time.monotonic()
@@ -26,6 +26,16 @@ class Progress:
         left = (total - done) / rate if rate else 0.0
         line = f"{self.what} {done}/{total}  {rate:.1f}/s  {clock(left)} left  {extra}"
         print(f"\r\x1b[K{line}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def spoken(first: bool, what: str) -> tuple[Progress, Callable[[str], None]]:
+    """Progress and messages of a run in several processes: the first says them, the others nothing."""
+
+    def say(text: str) -> None:
+        if first:
+            print(text, file=sys.stderr)
+
+    return Progress(what, first), say
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipreel.cli.output import Progress, shown, skipped
+from clipreel.cli.output import shown, skipped, spoken
 from clipreel.cli.tune import Flag
 
 
@@ -35,7 +35,6 @@ def post_pretrain(
         json: Print what was made as JSON.
     """
     import json as js
-    import sys
     from dataclasses import replace
 
     from clipreel.cli.search import load_model
@@ -47,19 +46,9 @@ def post_pretrain(
     found = read(PostPretrainConfig, config, changes)
     found = replace(found, model=on or found.model)
 
-    line = Progress("step")
-
     with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
         base = load_model(found.model, download, device)
-
-        def say(text: str) -> None:
-            if here.first:
-                print(text, file=sys.stderr)
-
-        def progress(done: int, total: int, extra: str) -> None:
-            if here.first:
-                line(done, total, extra)
-
+        progress, say = spoken(here.first, "step")
         made = run(found, out, scratch=cache, base=base, progress=progress, say=say)
     if not here.first:
         return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import Progress, shown, skipped
+from clipreel.cli.output import shown, skipped, spoken
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -46,7 +46,6 @@ def tune(
         json: Print the report as JSON.
     """
     import json as js
-    import sys
     from dataclasses import replace
 
     from clipreel.cli.search import load_model
@@ -63,19 +62,9 @@ def tune(
         data=replace(found.data, path=data or found.data.path, general=str(general) if general else found.data.general),
     )
     folder = out or Path("tuned") / found.method
-    line = Progress("step")
-
     with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
         base = load_model(found.model, download, device)
-
-        def say(text: str) -> None:
-            if here.first:
-                print(text, file=sys.stderr)
-
-        def progress(done: int, total: int, extra: str) -> None:
-            if here.first:
-                line(done, total, extra)
-
+        progress, say = spoken(here.first, "step")
         tuned = run(found, folder, scratch=cache, base=base, progress=progress, say=say)
     if not here.first:
         return 0

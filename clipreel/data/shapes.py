@@ -116,7 +116,7 @@ class Scene:
     def caption(self, rng: Random) -> str:
         """One paraphrase; sizes are said about half of the time."""
         sized = rng.random() < 0.5
-        names = dict(zip("ab", (t.phrase(rng, sized) for t in self.actors), strict=False))
+        names = {"ab"[i]: t.phrase(rng, sized) for i, t in enumerate(self.actors)}
         text = rng.choice(PHRASES[self.kind][self.backwards]).format(**names)
         if self.bystander is None:
             return text

@@ -37,7 +37,7 @@ class Blocks(nn.Module):
         own = self.positions.data
         if text_positions.shape[1] != own.shape[1]:
             return  # a text tower of another width has nothing to give
-        for mine, theirs in zip(self.blocks, text_blocks, strict=False):
+        for mine, theirs in zip(self.blocks[: len(text_blocks)], text_blocks[: len(self.blocks)], strict=True):
             mine.load_state_dict(theirs.state_dict())
         shared = min(len(own), len(text_positions))
         own[:shared] = text_positions[:shared]

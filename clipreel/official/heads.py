@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clipreel.adapter import digest, fill, trained
-from clipreel.checkpoints import BLOCK, Loaded, read_file, translate, unwrap, weight_file
+from clipreel.adapter import fill, trained
+from clipreel.checkpoints import BLOCK, Loaded, digest, read_file, translate, unwrap, weight_file
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, head_of

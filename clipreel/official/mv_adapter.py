@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipreel.adapter import digest, fill, trained
-from clipreel.checkpoints import Loaded, load_weights, name_table, translate
+from clipreel.adapter import fill, trained
+from clipreel.checkpoints import Loaded, digest, load_weights, name_table, translate
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever, assemble

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clipreel.adapter import digest, fill, trained
-from clipreel.checkpoints import translate
+from clipreel.adapter import fill, trained
+from clipreel.checkpoints import digest, translate
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
 from clipreel.official.files import without_copies

@@ -126,7 +126,7 @@ class Searcher:
                     f"a query of {len(text.split())} words: at most {MOST_WORDS}, and the model reads about the first "
                     f"{self.model.context - 2} tokens; say it shorter"
                 )
-        texts, minus = self._said(query.texts), self._said(query.minus)
+        texts, minus = self.said(query.texts), self.said(query.minus)
         parts = []
         if texts:
             parts.append(self.model.encode_text(texts, strip_special=True).sum(0))
@@ -142,7 +142,7 @@ class Searcher:
             total = total - query.minus_weight * self.model.encode_text(minus, strip_special=True).sum(0)
         return unit(total).cpu().numpy()
 
-    def _said(self, texts: Sequence[str]) -> list[str]:
+    def said(self, texts: Sequence[str]) -> list[str]:
         """The texts of which the model reads anything: blanks, control characters and special tokens are nothing."""
         words = self.model.tokenizer
         cleaned = [clean(t) for t in texts]

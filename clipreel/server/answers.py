@@ -1,71 +1,71 @@
-"""Searches as the API takes them -> answers as the API gives them, on the Python search of the product."""
+"""Searches as the API takes them -> answers as the API gives them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipreel.errors import ClipreelError
-from clipreel.retriever import Retriever
-from clipreel.search.index import Index
-from clipreel.search.query import Hit, Query, Searcher
-from clipreel.server.archive import Archive, Snapshot, date_of
+from clipreel.search.answer import Answer, Filters, Like, Request
 from clipreel.server.errors import VERSION, ApiError
 from clipreel.server.messages import Search
+from clipreel.server.together import Together
 
 
 class Answers:
-    """Called by the search thread alone."""
+    """Called by the search thread alone. `picture` gives the file of an upload, `active` the adapter that answers
+    where a search names none ("" is the index itself)."""
 
-    def __init__(self, index: Index, model: Retriever, archive: Archive) -> None:
-        self.searcher = Searcher(index, model)
-        self.archive = archive
+    def __init__(self, asker: Together, picture: Callable[[str], str], active: Callable[[], str]) -> None:
+        self.asker, self.picture, self.active = asker, picture, active
 
-    def __call__(self, requests: Sequence[Search]) -> list[Any]:
-        return [self._one(r) for r in requests]
-
-    def _one(self, request: Search) -> dict[str, Any] | Exception:
+    def __call__(self, searches: Sequence[Search]) -> list[dict[str, Any] | Exception]:
+        """An answer, or the error that it deserves, for each search."""
         started = time.perf_counter()
-        try:
-            query = Query.parse(request.text or "")
-            query.minus = [*query.minus, *request.minus]
-            hits = self.searcher.search(query, request.k + request.offset)[request.offset :]
-        except (ClipreelError, ApiError) as e:
-            return e
-        now = self.archive.now()
-        return {
-            "version": VERSION,
-            "took_ms": round((time.perf_counter() - started) * 1000, 1),
-            "state": "ok" if hits else "nothing",
-            "total": len(hits),
-            "hits": [shown(hit, now) for hit in hits],
-            "facets": {
-                "folders": [{"name": n, "count": c} for n, c in now.folders],
-                "tags": [{"name": n, "count": c} for n, c in now.tags],
-            },
-            "notes": [],
-        }
+        found: list[dict[str, Any] | Exception] = []
+        requests: list[Request] = []
+        for search in searches:
+            try:
+                requests.append(self._request(search))
+            except (ClipreelError, ApiError) as e:
+                found.append(e)
+            else:
+                found.append({})
+        answers = iter(self.asker.answer_all(requests))
+        for n, error in enumerate(found):
+            if not isinstance(error, Exception):
+                found[n] = shown(next(answers), started)
+        return found
+
+    def _request(self, search: Search) -> Request:
+        f = search.filters
+        active = self.active()
+        return Request(
+            text=search.text or "",
+            minus=tuple(search.minus),
+            images=tuple(self.picture(i) for i in search.images),
+            like=tuple(Like(like.video, like.at_s) for like in search.like),
+            weights=search.weights.model_dump(),
+            filters=Filters(
+                folder=f.folder,
+                tags=tuple(f.tags),
+                min_duration_s=f.min_duration_s or 0.0,
+                max_duration_s=float("inf") if f.max_duration_s is None else f.max_duration_s,
+                after=f.after,
+                before=f.before,
+                orientation=f.orientation,
+            ),
+            adapters=tuple(search.adapters) or ((active,) if active else ()),
+            rank=search.rank,
+            rerank=search.rerank,
+            k=search.k,
+            offset=search.offset,
+        )
 
 
-def shown(hit: Hit, now: Snapshot) -> dict[str, Any]:
-    id = now.ids[hit.path]
-    file = now.files[id]
-    return {
-        "video": id,
-        "name": hit.path.rsplit("/", 1)[-1],
-        "folder": now.labels[id],
-        "start_s": hit.start_s,
-        "end_s": hit.end_s,
-        "score": hit.score,
-        "unusual": None,
-        "words": "match",
-        "duration_s": file.duration_s,
-        "width": file.width,
-        "height": file.height,
-        "date": date_of(file),
-        "tags": now.tags_of.get(id, []),
-        "moments": [],
-        "matched": [],
-        "adapter": None,
-    }
+def shown(answer: Answer | Exception, started: float) -> dict[str, Any] | Exception:
+    if isinstance(answer, Exception):
+        return answer
+    took = round((time.perf_counter() - started) * 1000, 1)
+    return {"version": VERSION, **answer.to_dict(), "took_ms": took}

@@ -19,13 +19,18 @@ from clipreel.server.settings import Settings
 ROOT = "/api/v1"
 
 
-def create_app(place: str, model: Retriever, settings: Settings, device: str = "auto") -> FastAPI:
-    """A server over the index at `place` with the model that made it. Starting it raises ClipreelError."""
+def create_app(
+    place: str, model: Retriever, settings: Settings, device: str = "auto", base: Retriever | None = None
+) -> FastAPI:
+    """A server over the index at `place` with the model that made it, and the `base` of that for other adapters.
+
+    Starting it raises ClipreelError.
+    """
     metrics = Metrics()
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services.start(place, model, settings, metrics, device)
+        app.state.services = Services.start(place, model, settings, metrics, device, base)
         try:
             yield
         finally:

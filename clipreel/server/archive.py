@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from stat import S_ISREG
 from typing import Any
 
+from clipreel.search.catalog import label
 from clipreel.search.index import File, Index, text_of
-from clipreel.search.indexer import within
 from clipreel.search.library import content_hash
 from clipreel.search.tags import TABLE, read_tags
 from clipreel.server.errors import ApiError
@@ -48,7 +48,7 @@ class Snapshot:
         """Ids of the videos with this label, or below it; of all without one."""
         if folder is None:
             return self.members[""]
-        below = [m for label, m in self.members.items() if label and f"{label}/".startswith(f"{folder}/")]
+        below = [m for name, m in self.members.items() if name and f"{name}/".startswith(f"{folder}/")]
         return below[0] if len(below) == 1 else [i for m in below for i in m]
 
 
@@ -83,10 +83,10 @@ class Archive:
         every = self.index.list_files()
         roots = self.index.facts.get("roots", [])
         files = {f.id: f for f in sorted((f for f in every if not f.reason), key=lambda f: f.path)}
-        labels = {i: label_of(f.path, roots) for i, f in files.items()}
+        labels = {i: label(f.path, roots) for i, f in files.items()}
         members: dict[str, list[str]] = {"": list(files)}
-        for i, label in labels.items():
-            members.setdefault(label, []).append(i)
+        for i, name in labels.items():
+            members.setdefault(name, []).append(i)
         ids = {f.path: i for i, f in files.items()}
         tags_of: dict[str, list[str]] = {}
         if TABLE in self.index._names():
@@ -160,21 +160,8 @@ class Archive:
         return "present"
 
 
-def label_of(path: str, roots: list[str]) -> str:
-    """The folder of a video as people know it: from the indexed folder on, never the whole path."""
-    folder = os.path.dirname(path)
-    inside = [r for r in roots if within(path, r)]
-    if not inside:
-        return text_of(os.path.basename(folder))
-    root = max(inside, key=len)
-    if root == path:  # a file that was indexed by itself
-        return text_of(os.path.basename(folder))
-    below = os.path.relpath(folder, root)
-    return text_of(os.path.basename(root) if below == "." else os.path.join(os.path.basename(root), below))
-
-
 def date_of(file: File) -> str:
-    """When the file was last written, as an ISO date."""
+    """When the file was last written, as an ISO time."""
     try:
         return datetime.fromtimestamp(file.mtime_ns / 1e9, timezone.utc).isoformat(timespec="seconds")
     except (OverflowError, OSError, ValueError):

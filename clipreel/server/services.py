@@ -22,7 +22,9 @@ from clipreel.server.metrics import Metrics
 from clipreel.server.pictures import Pictures
 from clipreel.server.sandbox import Decoders
 from clipreel.server.settings import Settings
+from clipreel.server.together import Together
 from clipreel.server.uploads import Uploads
+from clipreel.server.variants import Variants
 
 TICK_S = 2.0
 
@@ -40,6 +42,7 @@ class Services:
     pictures: Pictures
     uploads: Uploads
     events: Events
+    variants: Variants
     jobs: Jobs
     cutting: Cutting
     desk: Desk
@@ -47,13 +50,24 @@ class Services:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, place: str, model: Retriever, settings: Settings, metrics: Metrics, device: str) -> Services:
+    def start(
+        cls,
+        place: str,
+        model: Retriever,
+        settings: Settings,
+        metrics: Metrics,
+        device: str,
+        base: Retriever | None = None,
+    ) -> Services:
         """Call in the event loop. The routes read the index through one connection, the search thread another."""
         archive = Archive(Index(place))
         decoders = Decoders(settings.decoders, settings.decode_waiting, settings.decode_s, metrics)
         events = Events(settings.event_clients)
         uploads = Uploads(decoders, settings)
-        answers = Answers(Index(place), model, archive)
+        first = Index(place)
+        variants = Variants(first, model, base or model, settings.others, settings.cache / "active")
+        asker = Together(first, model, adapters=variants.beside)
+        answers = Answers(asker, lambda id: str(uploads.get(id).path), lambda: variants.active)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)
         found = cls(
@@ -67,6 +81,7 @@ class Services:
             uploads=uploads,
             events=events,
             cutting=Cutting(archive, media, settings),
+            variants=variants,
             jobs=Jobs(place, device, events, settings),
             desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
         )

@@ -20,6 +20,7 @@ class Settings:
     token: str = ""
     loopback: bool = True
     hosts: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # indexes of the same videos made with adapters on the same base
     read_only: str = ""  # why this server starts no job; empty where it may
 
     body_bytes: int = 256 * 1024

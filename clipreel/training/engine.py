@@ -108,6 +108,7 @@ def fit(
     """Train to the end and return the last and the selected weights; goes on where a killed run of the folder stopped.
 
     `facts` are what else the result depends on (fingerprints of base and data): stored, and compared on a resume.
+    On the CPU the process keeps freed memory from here on (heap.py), also after the training.
     Raises ClipreelError that names the samples of a loss that is not finite; for a full disk, a lost process, a folder
     with a run of another config.
     """

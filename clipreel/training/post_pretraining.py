@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from clipreel.adapter import digest, load, save_adapter, trained
+from clipreel.adapter import load, save_adapter, trained
+from clipreel.checkpoints import digest
 from clipreel.data.cache import FrameCache
 from clipreel.data.captions import captioned, read_captions
 from clipreel.data.readers import read_samples

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from clipreel.adapter import digest, fill, load, save_adapter, trained, write
+from clipreel.adapter import fill, load, save_adapter, trained, write
+from clipreel.checkpoints import digest
 from clipreel.data.cache import FrameCache, prepare
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample

@@ -115,6 +115,13 @@ def check_file(path: Path) -> None:
         raise DecodeError(path, "empty")
 
 
+def looks_stated(path: Path) -> bool:
+    """Whether the first bytes are those of a container in STATED."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return head[:4] == b"\x1a\x45\xdf\xa3" or head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+
+
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """The container and its first moving video stream, one decoding thread."""
     check_file(path)
@@ -122,8 +129,9 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
         name = os.fsencode(path).decode("utf-8", "surrogateescape")
         # opening decodes a picture to learn its format; containers that state sizes and times do not need it, and at
         # 1080p it costs as much as a keyframe
-        container = av.open(name, metadata_errors="ignore", options={"skip_frame": "all"})
-        if container.format.name not in STATED or not all(s.width for s in container.streams.video):
+        light = {"skip_frame": "all"} if looks_stated(path) else {}
+        container = av.open(name, metadata_errors="ignore", options=light)
+        if light and not (container.format.name in STATED and all(s.width for s in container.streams.video)):
             container.close()
             container = av.open(name, metadata_errors="ignore")
     except (av.FFmpegError, UnicodeError, OSError) as e:

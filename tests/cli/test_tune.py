@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import clipreel
-from clipreel.adapter import read_config, verdict
+from clipreel.adapter import read_config, write_config
 from clipreel.cli import main
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
@@ -270,7 +271,8 @@ def test_an_index_with_an_adapter(lora: Path, films: Path, tmp_path: Path, capsy
     """The index remembers it, the base does not meet its vectors, and one that did not help waits to be asked for."""
     place, adapter = str(tmp_path / "index"), tmp_path / "adapter"
     shutil.copytree(lora / "adapter", adapter)
-    verdict(adapter, False, {"overall_gain": {"value": -1.5}})
+    harmful = replace(read_config(adapter), helped=False, metrics={"overall_gain": {"value": -1.5}})
+    write_config(adapter, harmful)
     command = ["index", str(films), "--model", "shapes-tiny", "--adapter", str(adapter), "--index", place]
     assert main(command) == 2
     assert "did not help on its held-out pairs (-1.5 points" in capsys.readouterr().err

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from starlette.responses import StreamingResponse
 
+from clipreel.search.catalog import label
 from clipreel.search.index import text_of
-from clipreel.server.archive import label_of, next_step
+from clipreel.server.archive import next_step
 from clipreel.server.errors import VERSION
 from clipreel.server.messages import Id, NewJob
 from clipreel.server.services import Services, services
@@ -55,7 +56,7 @@ async def skipped(its: Its) -> dict[str, Any]:
     rows = [
         {
             "name": text_of(os.path.basename(f.path)),
-            "folder": label_of(f.path, roots),
+            "folder": label(f.path, roots),
             "reason": f.reason,
             "next": next_step(f.reason),
         }

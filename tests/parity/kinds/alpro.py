@@ -61,8 +61,9 @@ def backward(fixture: Fixture, loss: Tensor, module: nn.Module, names: dict[str,
     loss.backward()
     grads: dict[str, Tensor | None] = {}
     for ours, p in module.named_parameters():
-        parts = [p.grad] if p.grad is None or len(names[ours]) == 1 else p.grad.chunk(len(names[ours]))
-        grads |= dict(zip(names[ours], parts, strict=False))
+        n = len(names[ours])
+        parts = [None] * n if p.grad is None else p.grad.chunk(n) if n > 1 else [p.grad]
+        grads |= dict(zip(names[ours], parts, strict=True))
     assert fixture.grads
     for name in fixture.grads:
         fixture.check_grad(name, grads[name])

@@ -117,10 +117,10 @@ def check_grads(fixture: Fixture, model: Retriever) -> None:
     found: dict[str, Tensor | None] = {}
     for ours, theirs, how in name_table(naming, config.vision.layers, config.text.layers):
         grad = parts(ours).grad
-        pieces = (
-            grad.chunk(3) if how == "joined" else (grad.T if how == "transposed" else grad,) if grad is not None else ()
-        )
-        found |= {"clip." + name: piece for name, piece in zip(theirs, pieces, strict=False)}
+        if grad is None:
+            continue  # a fixture that has one then misses its name
+        pieces = grad.chunk(3) if how == "joined" else (grad.T if how == "transposed" else grad,)
+        found |= {"clip." + name: piece for name, piece in zip(theirs, pieces, strict=True)}
     for ours, theirs in names(model.head.name, fixture.weights).items():
         found[theirs] = model.head.get_parameter(ours).grad
     if "vision.patch.weight" in model.tuner.overrides:

@@ -1,0 +1,212 @@
+"""Answers a request: one query vector per adapter, ranking, moments with their frames, facets, and what it all means.
+
+An adapter has an index of its own, because videos encoded with and without it do not compare; the texts of a request
+go through the base once, each row with its adapter (`clipreel.mixing`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from clipreel.errors import ClipreelError
+from clipreel.search.answer import (
+    MOST,
+    Answer,
+    Facet,
+    Facets,
+    Filters,
+    Hit,
+    Like,
+    Matched,
+    Moment,
+    Request,
+)
+from clipreel.search.catalog import day_of, state_of
+from clipreel.search.index import Index, text_of
+from clipreel.search.query import MOST_WORDS, Query
+from clipreel.search.query import Hit as Candidate
+from clipreel.search.spans import spans
+from clipreel.search.view import Scored, Vector, View, combined, order_of
+
+if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
+
+__all__ = ["Answer", "Asker", "Facet", "Facets", "Filters", "Hit", "Like", "Matched", "Moment", "Reorder", "Request"]
+
+Reorder = Callable[[Query, list[Candidate]], list[Candidate]]  # a reranker: the candidates in a new order
+DEEP = 200  # videos whose place a ranking by the bank may change where the index is approximate
+
+
+@dataclass(frozen=True)
+class Found:
+    """A video in the ranking of a view."""
+
+    view: View
+    scored: Scored
+    file: int
+    score: float
+    key: float
+
+
+class Asker:
+    """Answers requests over an index and over those of the adapters beside it. Not for two threads at once.
+
+    `adapters` are (retriever, index) by name, where the retriever is on the same base in memory; `rerankers` order
+    candidates anew, by the name that a request says.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        retriever: Retriever,
+        *,
+        adapters: Mapping[str, tuple[Retriever, Index]] | None = None,
+        rerankers: Mapping[str, Reorder] | None = None,
+        exact: bool = False,
+    ) -> None:
+        self.first = View("", index, retriever, exact)
+        self.views = {"": self.first}
+        for name, (model, other) in (adapters or {}).items():
+            self.views[name] = View(name, other, model, exact)
+        self.rerankers = dict(rerankers or {})
+
+    def answer(self, request: Request) -> Answer:
+        """The best videos, each with its moments. Raises ClipreelError for what cannot be asked."""
+        started = time.perf_counter()
+        request = replace(request, k=min(request.k, MOST))
+        views = self._asked(request)
+        for view in views:
+            view.refresh()
+        vectors = self._vectors(views, request)
+        wanted = max(request.offset + request.k, request.candidates if request.rerank else 0)
+        ranked: list[list[Found]] = []
+        total, facets = 0, Facets()
+        for view, vector in zip(views, vectors, strict=True):
+            allowed = view.catalog.allowed(request.filters)
+            allowed[[view.catalog.number[like.video] for like in request.like]] = False
+            if view is views[0]:
+                facets = view.catalog.facets(allowed)
+            total = max(total, int(allowed.sum()))
+            ranked.append(self._ranked(view, vector, allowed, wanted, request))
+        found = ranked[0] if len(ranked) == 1 else merged(ranked)
+        if request.rerank is not None:
+            found = self._reranked(found, request)
+        page = found[request.offset : request.offset + request.k]
+        hits = tuple(self._hit(one) for one in page)
+        return Answer(hits, "ok", total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
+
+    def _asked(self, request: Request) -> list[View]:
+        names = request.adapters or ("",)
+        for name in names:
+            if name not in self.views:
+                known = ", ".join(n for n in self.views if n) or "none"
+                raise ClipreelError(f"no adapter {name!r} answers here; those that do: {known}")
+        return [self.views[n] for n in dict.fromkeys(names)]
+
+    def _vectors(self, views: Sequence[View], request: Request) -> list[Vector]:
+        """The query in the space of each view; all texts in one pass."""
+        query = Query.parse(request.text)
+        for text in (*query.texts, *request.minus):
+            if len(text.split()) > MOST_WORDS:
+                raise ClipreelError(f"a query of {len(text.split())} words: at most {MOST_WORDS}; say it shorter")
+        plus, minus = (self.first.searcher.said(texts) for texts in (query.texts, (*query.minus, *request.minus)))
+        texts = [*plus, *minus]
+        rows = encoded([view.model for view in views], texts)
+        found = []
+        for view, encoded_NE in zip(views, rows, strict=True):
+            added = [request.weight("text") * row for row in encoded_NE[: len(plus)]] + view.shown(request)
+            found.append(combined(added, [request.weight("minus") * row for row in encoded_NE[len(plus) :]]))
+        return found
+
+    def _ranked(self, view: View, vector: Vector, allowed: np.ndarray, wanted: int, request: Request) -> list[Found]:
+        scored = view.scored(vector, max(wanted, DEEP if request.rank == "bank" else 0), allowed, request)
+        keys = scored.best
+        top = order_of(scored.best, keys, wanted)
+        return [Found(view, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
+
+    def _reranked(self, found: list[Found], request: Request) -> list[Found]:
+        reorder = self.rerankers.get(request.rerank or "")
+        if reorder is None:
+            known = ", ".join(self.rerankers) or "none"
+            raise ClipreelError(f"no reranker {request.rerank!r} is loaded here; those that are: {known}")
+        query = replace(Query.parse(request.text), images=[str(i) for i in request.images], videos=request.videos)
+        query = replace(query, minus=[*query.minus, *request.minus])
+        first = found[: request.candidates]
+        by_path = {one.view.catalog.files[one.file].path: one for one in first}
+        new = reorder(query, [candidate(one) for one in first])
+        return [*(replace(by_path[c.path], score=c.score) for c in new), *found[request.candidates :]]
+
+    def _hit(self, one: Found) -> Hit:
+        view, file = one.view, one.view.catalog.files[one.file]
+        moments = one.scored.moments
+        rows, _ = one.scored.rows(one.file)
+        found = spans(moments.start_s[rows], moments.end_s[rows], one.scored.scores[rows])
+        first, *others = found
+        return Hit(
+            video=file.id,
+            path=Path(file.path),
+            name=text_of(Path(file.path).name),
+            folder=view.catalog.label(file.path),
+            start_s=first.start_s,
+            end_s=first.end_s,
+            score=one.score,
+            unusual=None,
+            words="unrated",
+            duration_s=file.duration_s,
+            width=file.width,
+            height=file.height,
+            date=day_of(file),
+            tags=view.catalog.tags(file),
+            moments=tuple(Moment(s.start_s, s.end_s, s.score) for s in others),
+            matched=(),
+            adapter=view.name,
+            state=state_of(file),
+        )
+
+
+def encoded(models: Sequence[Retriever], texts: Sequence[str]) -> list[torch.Tensor]:
+    """Unit vectors (N, E) of the same texts with each model, in one pass for all on one base."""
+    if len(models) == 1 or not texts:
+        return [model.encode_text(texts, strip_special=True) for model in models]
+    from clipreel.mixing import encode_mixed
+
+    rows = encode_mixed([(model, text) for model in models for text in texts], strip_special=True)
+    return list(rows.split(len(texts)))
+
+
+def candidate(one: Found) -> Candidate:
+    """A hit as rerankers take it: with the bounds of the stored segment that fits best."""
+    rows, _ = one.scored.rows(one.file)
+    row = rows[np.argmax(one.scored.scores[rows])]
+    moments, file = one.scored.moments, one.view.catalog.files[one.file]
+    return Candidate(file.path, float(moments.start_s[row]), float(moments.end_s[row]), one.score, file.duration_s)
+
+
+def merged(ranked: Sequence[Sequence[Found]]) -> list[Found]:
+    """One ranking of several, in which cosines do not compare: by the best place of each video, then by its others."""
+    places: dict[str, list[tuple[int, int, Found]]] = {}
+    for n, found in enumerate(ranked):
+        for place, one in enumerate(found):
+            places.setdefault(one.view.catalog.files[one.file].id, []).append((place, n, one))
+
+    def key(rows: list[tuple[int, int, Found]]) -> tuple[float, tuple[int, int]]:
+        return -sum(1 / (60 + place) for place, _, _ in rows), min((place, n) for place, n, _ in rows)
+
+    return [min(rows, key=lambda r: r[:2])[2] for rows in sorted(places.values(), key=key)]
+
+
+def notes_of(hits: Sequence[Hit]) -> tuple[str, ...]:
+    """What a reader of the hits should know."""
+    notes = []
+    for state, told in (("missing", "not there any more"), ("changed", "not the file that was indexed")):
+        count = sum(hit.state == state for hit in hits)
+        if count:
+            notes.append(f"{count} of these videos {'is' if count == 1 else 'are'} {told}; run clipreel index")
+    return tuple(notes)

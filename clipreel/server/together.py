@@ -1,0 +1,232 @@
+"""Many searches at once: their texts in one batch of the model, their scores in one pass over the vectors.
+
+An `Asker` answers each request; what it would compute for each alone (text vectors, cosines, filters, counts) is made
+for all of a batch before, or kept from the requests before, and found again by the views here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipreel.errors import ClipreelError
+from clipreel.retriever import Retriever
+from clipreel.search.answer import Answer, Facets, Filters, Request
+from clipreel.search.ask import Asker, Reorder
+from clipreel.search.catalog import Catalog
+from clipreel.search.index import Index, Moments
+from clipreel.search.query import Query
+from clipreel.search.view import Scored, Vector, View
+
+Value = TypeVar("Value")
+TEXTS = 4096  # vectors that are remembered
+FILTERS = 64
+FRESH_S = 0.5  # how long the index counts as unchanged
+BLOCK = 16_384  # vectors whose scores are made at once
+PROBE = "a red circle moves to the left"
+
+
+class Lru(OrderedDict[Hashable, Value]):
+    """The last values by key, at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def keep(self, key: Hashable, value: Value) -> Value:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self.most:
+            self.popitem(last=False)
+        return value
+
+    def of(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        if key in self:
+            self.move_to_end(key)
+            return self[key]
+        return self.keep(key, make())
+
+
+class Texts:
+    """`encode_text` of a model that remembers, and leaves out the empty places behind a text where that is the same."""
+
+    def __init__(self, model: Retriever) -> None:
+        self.model, self.known = model, Lru[Tensor](TEXTS)
+        self.crops = model.tokenizer is not None and crops(model)
+
+    def __call__(self, texts: Sequence[str] | Tensor, normalize: bool = True, *, strip_special: bool = False) -> Tensor:
+        if isinstance(texts, Tensor) or not normalize or not strip_special or not texts or not self.model.tokenizer:
+            return self.model.encode_text(texts, normalize, strip_special=strip_special)
+        new = [t for t in dict.fromkeys(texts) if t not in self.known]
+        made: dict[str, Tensor] = {}
+        if new:
+            ids = self.model.tokenizer(new, self.model.context, strip_special=True)
+            made = dict(zip(new, self.model.encode_text(cropped(ids) if self.crops else ids), strict=True))
+        found = torch.stack([made[t] if t in made else self.known[t] for t in texts])
+        for text, vector in made.items():
+            self.known.keep(text, vector)
+        return found
+
+
+def remembering(model: Retriever) -> Retriever:
+    """The same model, whose texts are read once."""
+    other = copy(model)
+    other.__dict__["encode_text"] = Texts(model)
+    return other
+
+
+def crops(model: Retriever) -> bool:
+    """Whether a text has the same vector without the empty places behind it, which saves most of the time: so with
+    CLIP, but not with every method that puts something behind the words."""
+    assert model.tokenizer is not None
+    ids = model.tokenizer([PROBE], model.context, strip_special=True)
+    try:
+        short = model.encode_text(cropped(ids))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return bool(torch.allclose(model.encode_text(ids), short, atol=1e-5))
+
+
+def cropped(ids: Tensor) -> Tensor:
+    """Token ids (N, L) without the columns behind the end of the longest text, which is its highest id."""
+    return ids[:, : int(ids.argmax(1).max()) + 1]
+
+
+class KeptCatalog(Catalog):
+    """A catalog that looks at each filter once."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__(catalog.files, catalog.roots, catalog._tags)
+        self._allowed = Lru[NDArray[np.bool_]](FILTERS)
+        self._facets = Lru[Facets](FILTERS)
+
+    def allowed(self, filters: Filters) -> NDArray[np.bool_]:
+        return self._allowed.of(filters, lambda: super(KeptCatalog, self).allowed(filters)).copy()
+
+    def facets(self, allowed: NDArray[np.bool_]) -> Facets:
+        return self._facets.of(allowed.tobytes(), lambda: super(KeptCatalog, self).facets(allowed))
+
+
+class KeptView(View):
+    """A view that looks at the disk now and then, and finds scores that were made for many requests."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(view.name, view.index, remembering(view.model), view.searcher.exact)
+        self.ready: dict[bytes, Vector] = {}
+        self._looked = 0.0
+        self._source: Any = None
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._looked < FRESH_S:
+            return
+        super().refresh()
+        if not isinstance(self.catalog, KeptCatalog):
+            self.catalog = KeptCatalog(self.catalog)
+        self._source = self.searcher.source()
+        self._looked = time.monotonic()
+
+    def prepare(self, vectors: Sequence[Vector]) -> None:
+        """Make the scores of unit vectors, each (E,), together."""
+        self.ready = {}
+        if isinstance(self._source, Moments) and len(vectors) > 1:
+            unique = list({v.tobytes(): v for v in vectors}.values())
+            rows = products(np.stack(unique), self._source.vectors)
+            self.ready = {v.tobytes(): row for v, row in zip(unique, rows, strict=True)}
+
+    def scored(self, vector: Vector, wanted: int, allowed: NDArray[np.bool_], request: Request) -> Scored:
+        scores = self.ready.get(vector.tobytes())
+        f, source = request.filters, self._source
+        timed = f.ends_after_s > 0 or f.starts_before_s < float("inf")
+        if scores is None or not isinstance(source, Moments) or timed:
+            return super().scored(vector, wanted, allowed, request)
+        if not allowed.all():
+            scores = np.where(allowed[source.file], scores, np.float32(-np.inf))
+        best = np.full(len(source.files), -np.inf, np.float32)
+        firsts = np.flatnonzero(np.diff(source.file, prepend=-1))  # rows are in order of file
+        if len(firsts):
+            best[source.file[firsts]] = np.maximum.reduceat(scores, firsts)
+        return Scored(source, scores, best)
+
+
+def products(queries: Vector, vectors: Vector) -> Vector:
+    """Scores (B, N) of queries (B, E) with stored vectors (N, E)."""
+    out = torch.empty(len(queries), len(vectors))
+    asked, stored = torch.from_numpy(queries), torch.from_numpy(vectors)
+    for start in range(0, len(vectors), BLOCK):
+        out[:, start : start + BLOCK] = asked @ stored[start : start + BLOCK].T
+    return out.numpy()
+
+
+class Together(Asker):
+    """An asker for many requests at once. For one thread."""
+
+    def __init__(
+        self,
+        index: Index,
+        retriever: Retriever,
+        *,
+        adapters: Mapping[str, tuple[Retriever, Index]] | None = None,
+        rerankers: Mapping[str, Reorder] | None = None,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(index, retriever, adapters=adapters, rerankers=rerankers, exact=exact)
+        self.kept = {name: KeptView(view) for name, view in self.views.items()}
+        self.views = dict(self.kept)
+        self.first = self.views[""]
+        self._ready: list[Vector] | None = None
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
+        """An answer for each request, or the error that it deserves."""
+        found: list[Answer | Exception] = []
+        vectors: list[list[Vector] | Exception] = []
+        self._read(requests)
+        needed: dict[str, list[Vector]] = {name: [] for name in self.views}
+        for request in requests:
+            try:
+                views = self._asked(request)
+                for view in views:
+                    view.refresh()
+                ready = self._vectors(views, request)
+            except ClipreelError as e:
+                vectors.append(e)
+                continue
+            vectors.append(ready)
+            for view, vector in zip(views, ready, strict=True):
+                needed[view.name].append(vector)
+        for name, some in needed.items():
+            if some:
+                self.kept[name].prepare(some)
+        for request, ready_or_error in zip(requests, vectors, strict=True):
+            if isinstance(ready_or_error, Exception):
+                found.append(ready_or_error)
+                continue
+            self._ready = ready_or_error
+            try:
+                found.append(self.answer(request))
+            except ClipreelError as e:
+                found.append(e)
+            finally:
+                self._ready = None
+        return found
+
+    def _read(self, requests: Sequence[Request]) -> None:
+        """All texts of the requests to the base through its text tower, so that each finds them read."""
+        plain = [r for r in requests if not [n for n in r.adapters if n]]
+        texts = [t for r in plain for t in (*Query.parse(r.text).texts, *Query.parse(r.text).minus, *r.minus)]
+        said = self.first.searcher.said([t[:MOST_CHARS] for t in texts])
+        if said and self.first.model.tokenizer is not None:
+            self.first.model.encode_text(said, strip_special=True)
+
+    def _vectors(self, views: Sequence[View], request: Request) -> list[Vector]:
+        return super()._vectors(views, request) if self._ready is None else self._ready
+
+
+MOST_CHARS = 4000

@@ -1,0 +1,122 @@
+"""The adapters that can answer here: each with the index that was made with it, on one base in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipreel.adapter import WEIGHTS, AdapterConfig, read_config, with_adapter
+from clipreel.errors import ClipreelError
+from clipreel.retriever import Retriever
+from clipreel.search.index import Index
+from clipreel.search.indexer import check_space
+from clipreel.server.errors import ApiError
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An index with its model; `folder` is that of its adapter, empty for the plain base."""
+
+    name: str
+    model: Retriever
+    index: Index
+    folder: str
+
+    def to_dict(self, active: bool) -> dict[str, Any]:
+        """What the API says of it."""
+        told: dict[str, Any] = {"name": self.name, "active": active, "helped": None, "before": None, "after": None}
+        told |= {"bytes": 0, "method": None, "licence": {}, "report": False}
+        if not self.folder:
+            return told
+        try:
+            config = read_config(self.folder)
+            size = os.path.getsize(os.path.join(self.folder, WEIGHTS))
+        except (ClipreelError, OSError):
+            return told
+        return told | {
+            "helped": config.helped,
+            "method": config.method,
+            "before": recalls(config, "before"),
+            "after": recalls(config, "after"),
+            "bytes": size,
+            "licence": config.licence,
+            "report": self.report is not None,
+        }
+
+    @property
+    def report(self) -> Path | None:
+        """The page that `clipreel tune` wrote beside the adapter."""
+        if not self.folder:
+            return None
+        found = Path(self.folder).parent / REPORT
+        return found if found.is_file() else None
+
+
+def recalls(config: AdapterConfig, when: str) -> dict[str, float] | None:
+    """R@1 in both directions, in per cent."""
+    found = config.metrics.get(when)
+    try:
+        return None if found is None else {way: float(found[way]["R@1"]) for way in ("t2v", "v2t")}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class Variants:
+    """All of them, the first being the index that is served, and which one answers."""
+
+    def __init__(self, first: Index, model: Retriever, base: Retriever, others: Sequence[str], kept: Path) -> None:
+        self.all = {"": Variant(named(first, ""), model, first, first.facts.get("adapter") or "")}
+        for place in others:
+            index = Index(place)
+            folder = index.facts.get("adapter") or ""
+            name = free(named(index, place), {v.name for v in self.all.values()})
+            variant = Variant(name, with_adapter(base, folder) if folder else base, index, folder)
+            check_space(index, variant.model)
+            self.all[name] = variant
+        self.kept = kept
+        self.active = ""
+        if kept.is_file() and (before := kept.read_text("utf-8", "replace").strip()) in self.all:
+            self.active = before
+
+    @property
+    def beside(self) -> dict[str, tuple[Retriever, Index]]:
+        """What an `Asker` takes as adapters."""
+        return {key: (v.model, v.index) for key, v in self.all.items() if key}
+
+    def key(self, name: str) -> str:
+        """Raises ApiError 404."""
+        for key, variant in self.all.items():
+            if variant.name == name:
+                return key
+        known = ", ".join(v.name for v in self.all.values())
+        raise ApiError(404, "no-such-adapter", f"no adapter {name[:80]!r} answers here; those that do: {known}")
+
+    def activate(self, name: str) -> None:
+        """Let it answer where a search names none, also after the next start."""
+        self.active = self.key(name)
+        try:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            self.kept.write_text(self.active, "utf-8")
+        except OSError:  # then it is so until the server ends
+            return
+
+    def listed(self) -> list[dict[str, Any]]:
+        return [v.to_dict(key == self.active) for key, v in self.all.items()]
+
+
+def named(index: Index, place: str) -> str:
+    """What people call an index: by its adapter, else the base."""
+    folder = index.facts.get("adapter")
+    if not folder:
+        return "base" if not place else f"base ({Path(place).name})"
+    parts = [p for p in Path(folder).parts if p not in ("adapter", os.sep)]
+    return parts[-1] if parts else "adapter"
+
+
+def free(name: str, taken: set[str]) -> str:
+    return next(n for n in (name, *(f"{name} {i}" for i in range(2, 1000))) if n not in taken)
