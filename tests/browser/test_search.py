@@ -114,7 +114,7 @@ def test_an_image_dropped_on_the_page_finds_its_film(open_page):
     page = open_page()
     page.locator(CARDS).first.wait_for()
     item = next(i for i in world.ShapesWorld().videos("test") if RING in i.captions)
-    drop(page, world.scene_pixels(item, *world.SIZES["landscape"])[10])
+    drop(page, world.scene_pixels(item, *world.SIZES["landscape"])[18])
     page.locator(".pill").wait_for()
     assert page.evaluate("window.shown")
     wait_first(page, "the long table.mp4")

@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { at, h, toast } from "./dom.js";
 import { bytes } from "./say.js";
 
-const BASE = { true: "Helps", false: "Does not help", null: "Not shown to help" };
+const SAID = { true: "Helps", false: "Does not help", null: "Not shown to help" };
 
 export class Adapters {
   /** `changed(names)` is called when other adapters answer; an empty list leaves it to the active one. */
@@ -22,7 +22,7 @@ export class Adapters {
   async read() {
     try {
       const [told, status] = await Promise.all([api.adapters(), api.status()]);
-      this.list = told.adapters;
+      this.list = told.adapters.map((a) => ({ ...a, base: a.method === null }));
       this.model = status.model;
     } catch (error) {
       this.panel.replaceChildren(h("p", { class: "hint" }, error.message));
@@ -33,44 +33,42 @@ export class Adapters {
 
   show(asked = this.asked) {
     this.asked = asked;
+    if (!this.model) return;
     const active = this.list.find((a) => a.active);
-    const model = nameOf(this.model);
+    const model = this.model.name;
     const names = asked.length ? asked : active && !active.base ? [active.name] : [];
-    this.label.textContent = names.length > 1 ? `${names.length} adapters` : names[0] ?? model ?? "Model";
-    this.menu.title = names.length ? `${model ?? "The model"} with ${names.join(", ")}` : `${model ?? "The model"} alone`;
+    this.label.textContent = names.length > 1 ? `${names.length} at once` : names[0] ?? model;
+    this.menu.title = names.length ? `${model} with ${names.join(", ")}` : `${model} alone`;
     const rows = this.list.map((a) => this.#row(a));
-    const none = h("p", { class: "hint" }, "No adapters yet. ", h("code", {}, "clipreel tune"), " makes one from your own videos and proves whether it helps.");
-    this.panel.replaceChildren(this.#head(), ...(rows.length ? rows : [none]), this.#together());
+    const none = h("p", { class: "hint" }, h("code", {}, "clipreel tune"), " makes an adapter from your own videos and shows whether it helps; ", h("code", {}, "clipreel serve --other"), " lets it answer here.");
+    this.panel.replaceChildren(this.#head(), ...rows, this.list.length > 1 ? this.#together() : none);
   }
 
   #head() {
-    const m = typeof this.model === "object" && this.model ? this.model : {};
-    const facts = [m.bytes ? bytes(m.bytes) : "", m.licence ?? ""].filter(Boolean).join(" · ");
-    return h("header", {}, h("strong", {}, nameOf(this.model) ?? "Model"), facts ? h("small", {}, facts) : null);
+    const facts = this.model.bytes ? bytes(this.model.bytes) : "";
+    return h("header", {}, h("strong", {}, this.model.name), facts ? h("small", {}, facts) : null);
   }
 
   #row(a) {
     const chosen = a.active && !this.asked.length;
     const radio = h("input", { type: "radio", name: "adapter", id: `adapter-${a.name}`, checked: chosen, onchange: () => this.#activate(a) });
-    const helped = a.base ? null : h("span", { class: `badge ${a.helped === true ? "yes" : a.helped === false ? "no" : ""}` }, BASE[a.helped ?? null]);
-    const facts = [a.size ? (typeof a.size === "number" ? bytes(a.size) : a.size) : "", a.licence ?? ""].filter(Boolean).join(" · ");
+    const helped = a.base ? null : h("span", { class: `badge ${a.helped === true ? "yes" : a.helped === false ? "no" : ""}` }, SAID[a.helped]);
+    const facts = [a.bytes ? bytes(a.bytes) : "", ...licences(a.licence)].filter(Boolean).join(" · ");
     const report = a.report ? h("a", { href: api.report(a.name), target: "_blank", rel: "noopener" }, "Report") : null;
     return h(
       "div",
       { class: chosen ? "adapter active" : "adapter" },
-      h("label", { for: radio.id }, radio, h("span", { class: "name" }, a.base ? "The model alone" : a.name), helped),
+      h("label", { for: radio.id }, radio, h("span", { class: "name" }, a.name === "base" ? "The model alone" : a.name), helped),
       gains(a),
       facts || report ? h("p", { class: "small" }, facts, report && facts ? " · " : "", report) : null,
     );
   }
 
   #together() {
-    const several = this.list.filter((a) => !a.base);
-    if (several.length < 2) return "";
-    const all = several.map((a) => a.name);
+    const all = this.list.map((a) => a.name);
     const on = this.asked.length > 1;
     const input = h("input", { type: "checkbox", id: "together", checked: on, onchange: () => this.#ask(on ? [] : all) });
-    return h("label", { class: "option together", for: "together" }, input, h("span", {}, "Ask all adapters at once", h("small", {}, "Each hit says which one found it.")));
+    return h("label", { class: "option together", for: "together" }, input, h("span", {}, "Ask all at once", h("small", {}, "Each result says which one found it.")));
   }
 
   #ask(names) {
@@ -82,7 +80,7 @@ export class Adapters {
     try {
       await api.activate(a.name);
       for (const other of this.list) other.active = other === a;
-      toast(a.base ? `${nameOf(this.model) ?? "The model"} answers without an adapter` : `${a.name} answers now`);
+      toast(a.base ? `${this.model.name} answers without an adapter` : `${a.name} answers now`);
       this.#ask([]);
       at(`adapter-${a.name}`)?.focus();
     } catch (error) {
@@ -92,7 +90,8 @@ export class Adapters {
   }
 }
 
-const nameOf = (model) => (model && typeof model === "object" ? model.name : model) ?? null;
+/** Of what an adapter was made: base and data may have other licences. */
+const licences = (stated) => Object.entries(stated ?? {}).map(([what, name]) => `${what}: ${name}`);
 
 /** R@1 before and after in both directions, as numbers and bars. */
 function gains(a) {

@@ -38,6 +38,7 @@ const grid = new Grid({
   collect,
   collected: (hit) => collection.has(hit),
   address: (hit) => toAddress(state, hit),
+  by: (hit) => (state.adapters.length > 1 ? hit.adapter || "base" : null),
 });
 const collection = new Collection({ open: (hit) => play(hit, -1), changed: () => grid.mark() });
 const player = new Player({
@@ -125,7 +126,7 @@ function lately() {
 function spokenSummary(answer) {
   if (answer.browsing) return count(answer.hits.length, "video");
   const [best] = answer.hits;
-  return `${count(total, "video")}. Best: ${best.words ?? ""}, ${best.name} at ${clock(best.start_s)}`;
+  return `${count(total, "video")}. Best: ${best.name} at ${clock(best.start_s)}`;
 }
 
 function more() {

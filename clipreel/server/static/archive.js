@@ -41,7 +41,7 @@ export class Archive {
   async read() {
     try {
       this.facts = await api.status();
-      this.told(this.facts);
+      await this.told(this.facts);
       this.#label();
     } catch {
       // the search says that the server is away

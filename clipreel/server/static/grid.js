@@ -4,6 +4,7 @@ import { api } from "./api.js";
 import { at, h, icon, iconButton, place } from "./dom.js";
 import { capital, clock, level, long, meaning, span } from "./say.js";
 
+const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
 const BAND = 6.9; // width of a film strip in units of its height
 const SHAPES = [["tall", 0.95], ["square", 1.25], ["wide", Infinity]];
 
@@ -11,6 +12,9 @@ export const keyOf = (hit) => `${hit.video}@${hit.start_s.toFixed(2)}`;
 
 /** The second that stands for a hit: the frame that matched most, else its middle. */
 export const telling = (hit) => hit.matched?.[0]?.at_s ?? (hit.start_s + hit.end_s) / 2;
+
+/** The other moments of the video that answer the query too. */
+export const others = (hit) => (hit.moments ?? []).filter((m) => m.score >= NEAR * hit.score && Math.abs(m.start_s - hit.start_s) > 0.05);
 
 /** How many frames fill the band of a card, given their shape. */
 function framesIn(hit) {
@@ -20,7 +24,7 @@ function framesIn(hit) {
 export const aspect = (hit) => (hit.width && hit.height ? hit.width / hit.height : 16 / 9);
 
 export class Grid {
-  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit). */
+  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit), by(hit): what found it, where several were asked. */
   constructor(acts) {
     this.list = at("hits");
     this.acts = acts;
@@ -78,7 +82,7 @@ export class Grid {
       { class: "shot", href: this.acts.address(hit), "aria-label": spoken(hit) },
       still,
       h("span", { class: "when" }, hit.score === undefined ? clock(hit.duration_s) : span(hit.start_s, hit.end_s)),
-      hit.adapter ? h("span", { class: "by" }, hit.adapter) : null,
+      this.acts.by(hit) ? h("span", { class: "by" }, this.acts.by(hit)) : null,
     );
     shot.addEventListener("click", (e) => {
       if (e.metaKey || e.ctrlKey || e.shiftKey) return;
@@ -151,21 +155,23 @@ export function words(hit) {
   if (hit.score === undefined) return h("span", { class: "words plain" }, long(hit.duration_s));
   const known = level(hit);
   const bars = known ? h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i")) : null;
-  const text = capital(hit.words ?? "match") + (known ? "" : ` ${hit.score.toFixed(2)}`);
-  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, text);
+  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, said(hit));
 }
+
+/** The words of the server, or the bare score where there is no bank to compare it with. */
+const said = (hit) => (level(hit) ? capital(hit.words) : `Score ${hit.score.toFixed(2)}`);
 
 function spoken(hit) {
   const where = hit.folder ? `, in ${hit.folder}` : "";
   if (hit.score === undefined) return `${hit.name}, ${long(hit.duration_s)}${where}`;
-  return `${capital(hit.words ?? "")}: ${hit.name}, ${clock(hit.start_s)} to ${clock(hit.end_s)}${where}`;
+  return `${said(hit)}: ${hit.name}, ${clock(hit.start_s)} to ${clock(hit.end_s)}${where}`;
 }
 
 /** Where in the video the moment lies, and its other moments. */
 function timeline(hit) {
   const line = h("div", { class: "line", "aria-hidden": "true" });
   if (hit.score === undefined || !(hit.duration_s > 0)) return line;
-  for (const m of hit.moments ?? []) line.append(place(h("i", { class: "other" }), m.start_s / hit.duration_s, m.end_s / hit.duration_s));
+  for (const m of others(hit)) line.append(place(h("i", { class: "other" }), m.start_s / hit.duration_s, m.end_s / hit.duration_s));
   line.append(place(h("i"), hit.start_s / hit.duration_s, hit.end_s / hit.duration_s));
   return line;
 }

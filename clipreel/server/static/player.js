@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { announce, at, closeOutside, h, icon, iconButton, place, toast } from "./dom.js";
-import { aspect, telling, words } from "./grid.js";
+import { aspect, others, telling, words } from "./grid.js";
 import { bytes, capital, clock, count, day, span } from "./say.js";
 
 const STEP_S = 5;
@@ -204,8 +204,7 @@ export class Player {
     const { hit } = this;
     if (hit.score === undefined) return [];
     const first = { start_s: hit.start_s, end_s: hit.end_s, score: hit.score, best: true };
-    const rest = (hit.moments ?? []).filter((m) => Math.abs(m.start_s - first.start_s) > 0.05);
-    return [first, ...rest];
+    return [first, ...others(hit)];
   }
 
   #mark(m, duration) {
