@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipreel.server.settings import Settings
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
 def serve(
@@ -27,6 +28,7 @@ def serve(
     open: Flag = False,
     model: str | None = None,
     adapter: str | None = None,
+    other: Many = (),
     device: str = "auto",
     cache: Path | None = None,
     cache_gb: float = 8.0,
@@ -45,6 +47,8 @@ def serve(
         open: Open the page in the browser.
         model: The model, where it lies elsewhere than when the index was made.
         adapter: The adapter of the index, where it lies elsewhere.
+        other: Another index of these videos, made with an adapter on the same base, to switch to; may be given several
+            times.
         device: Where the model runs: auto takes the GPU where there is one.
         cache: Where converted videos and thumbnails are kept (default: the platform's cache folder).
         cache_gb: How large converted videos may get together.
@@ -55,20 +59,26 @@ def serve(
         import uvicorn
     except ImportError as e:
         raise ClipreelError("the server needs fastapi and uvicorn: pip install 'clipreel[server]'") from e
+    from dataclasses import replace
+
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import check_space
     from clipreel.server.app import create_app
-    from clipreel.server.loading import model_of
+    from clipreel.server.loading import base_of, on_base
 
+    if host == "":
+        raise ClipreelError("--host is empty: give an address of this machine, e.g. 127.0.0.1")
     if not 0 <= port < 65536 or not cache_gb > 0:
         raise ClipreelError(f"--port {port} and --cache-gb {cache_gb:g}: a port is 0 to 65535, the size above 0")
     store = Index(index or default_place())
     listening = bound(host, port)
-    settings = settings_of(store, host, cache, cache_gb, token or os.environ.get("CLIPREEL_TOKEN", ""))
-    retriever = model_of(store, device, model=model, adapter=adapter)
+    token = token or os.environ.get("CLIPREEL_TOKEN", "")
+    settings = replace(settings_of(store, host, cache, cache_gb, token), others=other)
+    base = base_of(store, device, model)
+    retriever = on_base(base, store, adapter)
     check_space(store, retriever)
     address = address_of(host, listening.getsockname()[1])
-    app = create_app(store.place, retriever, settings, device)
+    app = create_app(store.place, retriever, settings, device, base)
     shown = f"{address}/?token={settings.token}" if settings.token else address
     print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
     if settings.read_only:
@@ -114,7 +124,7 @@ def settings_of(store: Any, host: str, cache: Path | None, cache_gb: float, toke
         cache = Path(user_cache_dir("clipreel", appauthor=False)) / "server" / mark
     read_only = claimed(store)
     if read_only:
-        cache = cache / f"second-{os.getpid()}"
+        cache = Path(scratch_folder())
     return Settings(
         cache=cache,
         token=token if token or alone else new_token(),
@@ -123,6 +133,17 @@ def settings_of(store: Any, host: str, cache: Path | None, cache_gb: float, toke
         read_only=read_only,
         media_bytes=int(cache_gb * 2**30),
     )
+
+
+def scratch_folder() -> str:
+    """A cache that goes with this process."""
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="clipreel-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def address_of(host: str, port: int) -> str:

@@ -112,7 +112,12 @@ def unit_rows(x: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def tenth_scores(index: Index, queries: NDArray[np.float32], number: dict[str, int], k: int) -> NDArray[np.float32]:
-    """The exact score of each query's k-th best file, over all stored vectors, read in pieces."""
+    """The exact score of each query's k-th best file."""
+    return -np.partition(-best_scores(index, queries, number), k - 1, axis=0)[k - 1]
+
+
+def best_scores(index: Index, queries: NDArray[np.float32], number: dict[str, int]) -> NDArray[np.float32]:
+    """The best score (V, Q) of each file with each query, over all stored vectors, read in pieces."""
     best = np.full((len(number), len(queries)), -np.inf, np.float32)
     pieces = index.guard(lambda: index.vectors.search().select(["file", "vector"]).limit(None).to_batches())
     for piece in pieces:
@@ -123,7 +128,7 @@ def tenth_scores(index: Index, queries: NDArray[np.float32], number: dict[str, i
             highest = np.maximum.reduceat(vectors_in(piece)[rows] @ queries.T, firsts)
             listed = owner[rows[firsts]]
             best[listed] = np.maximum(best[listed], highest)
-    return -np.partition(-best, k - 1, axis=0)[k - 1]
+    return best
 
 
 def tune(index: Index, queries: dict[str, NDArray[np.float32]], partitions: int) -> dict[str, Any]:

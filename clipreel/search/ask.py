@@ -29,6 +29,7 @@ from clipreel.search.answer import (
     Request,
 )
 from clipreel.search.catalog import day_of, state_of
+from clipreel.search.frames import DECODED
 from clipreel.search.index import Index, text_of
 from clipreel.search.query import MOST_WORDS, Query
 from clipreel.search.query import Hit as Candidate
@@ -49,6 +50,7 @@ class Found:
     """A video in the ranking of a view."""
 
     view: View
+    vector: Vector
     scored: Scored
     file: int
     score: float
@@ -87,6 +89,7 @@ class Asker:
         vectors = self._vectors(views, request)
         wanted = max(request.offset + request.k, request.candidates if request.rerank else 0)
         ranked: list[list[Found]] = []
+        anything: list[bool] = []
         total, facets = 0, Facets()
         for view, vector in zip(views, vectors, strict=True):
             allowed = view.catalog.allowed(request.filters)
@@ -95,12 +98,14 @@ class Asker:
                 facets = view.catalog.facets(allowed)
             total = max(total, int(allowed.sum()))
             ranked.append(self._ranked(view, vector, allowed, wanted, request))
+            anything.append(matching(ranked[-1], request))
         found = ranked[0] if len(ranked) == 1 else merged(ranked)
         if request.rerank is not None:
             found = self._reranked(found, request)
         page = found[request.offset : request.offset + request.k]
-        hits = tuple(self._hit(one) for one in page)
-        return Answer(hits, "ok", total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
+        hits = tuple(self._hit(one, request, n) for n, one in enumerate(page))
+        state = "ok" if any(anything) else "nothing"
+        return Answer(hits, state, total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
 
     def _asked(self, request: Request) -> list[View]:
         names = request.adapters or ("",)
@@ -127,9 +132,14 @@ class Asker:
 
     def _ranked(self, view: View, vector: Vector, allowed: np.ndarray, wanted: int, request: Request) -> list[Found]:
         scored = view.scored(vector, max(wanted, DEEP if request.rank == "bank" else 0), allowed, request)
-        keys = scored.best
+        if request.rank == "bank":
+            if view.calibration is None:
+                raise ClipreelError(f"the index at {view.index.place} has no bank to rank by; clipreel index makes one")
+            keys = view.calibration.keys(scored.best)
+        else:
+            keys = scored.best
         top = order_of(scored.best, keys, wanted)
-        return [Found(view, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
+        return [Found(view, vector, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
 
     def _reranked(self, found: list[Found], request: Request) -> list[Found]:
         reorder = self.rerankers.get(request.rerank or "")
@@ -143,32 +153,50 @@ class Asker:
         new = reorder(query, [candidate(one) for one in first])
         return [*(replace(by_path[c.path], score=c.score) for c in new), *found[request.candidates :]]
 
-    def _hit(self, one: Found) -> Hit:
+    def _hit(self, one: Found, request: Request, place: int) -> Hit:
         view, file = one.view, one.view.catalog.files[one.file]
         moments = one.scored.moments
         rows, _ = one.scored.rows(one.file)
         found = spans(moments.start_s[rows], moments.end_s[rows], one.scored.scores[rows])
         first, *others = found
+        decode = request.refine == "decode" and place < DECODED
+        sharp = None if request.refine == "none" else view.frames.sharpen(file, first, one.vector, decode)
+        start_s, end_s, matched = sharp or (first.start_s, first.end_s, ())
+        known = view.calibration if rated(request) else None
+        cosine = float(one.scored.best[one.file])
         return Hit(
             video=file.id,
             path=Path(file.path),
             name=text_of(Path(file.path).name),
             folder=view.catalog.label(file.path),
-            start_s=first.start_s,
-            end_s=first.end_s,
+            start_s=start_s,
+            end_s=end_s,
             score=one.score,
-            unusual=None,
-            words="unrated",
+            unusual=None if known is None else known.unusual(one.file, cosine),
+            words="unrated" if known is None else known.words(one.file, cosine),
             duration_s=file.duration_s,
             width=file.width,
             height=file.height,
             date=day_of(file),
             tags=view.catalog.tags(file),
             moments=tuple(Moment(s.start_s, s.end_s, s.score) for s in others),
-            matched=(),
+            matched=matched,
             adapter=view.name,
             state=state_of(file),
         )
+
+
+def rated(request: Request) -> bool:
+    """Whether the bank, which is of texts, says anything about the scores of a request."""
+    return not (request.images or request.like or request.videos)
+
+
+def matching(found: Sequence[Found], request: Request) -> bool:
+    """Whether anything matches, as far as it is known; no hit at all is no match."""
+    if not found:
+        return False
+    known = found[0].view.calibration if rated(request) else None
+    return known is None or known.matches(found[0].scored.best)
 
 
 def encoded(models: Sequence[Retriever], texts: Sequence[str]) -> list[torch.Tensor]:

@@ -1,15 +1,203 @@
-"""What a score means: how it stands among the scores that the queries of a bank reach with the same video."""
+"""What a score means: how it stands among the scores that the queries of a bank reach with the same video.
+
+For each video the bank's scores are kept beside the vectors, so that one live query costs a look-up. Ranking by the
+bank is query-bank normalisation with the dynamic inverted softmax (specification core.md 5.5), in the log domain. Dual
+softmax is not offered here: it needs all queries of a test set at once, and that each video answers exactly one.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clipreel.errors import ClipreelError
+from clipreel.search.ann import best_scores
+from clipreel.search.bank import Bank, general
 from clipreel.search.index import File, Index
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
+    from clipreel.retriever import Retriever
+
+TABLE, VECTORS = "calibration", "bank"
+FACT = "calibration"
+BETA = 20.0  # of the softmax over the bank, for cosines
+FALSE_ALARM = 0.05
+LOOKED_AT = 50  # best videos of a query, among which the most unusual score decides whether anything matches
+STRONG = 1.0  # standard deviations above the cut-off
+WEAK = 0.95  # share of the bank below which a score is nothing special
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Statistics of the bank's scores for each video of an index."""
+    """Statistics of the bank's scores for V files, NaN for those that came later: their `mean`, `std`, the log of the
+    sum of exp(BETA score), the `scores` themselves in ascending order (V, B), and whether a query of the bank likes
+    the file best. `fact` says how it was made."""
+
+    mean: Array
+    std: Array
+    log_sum: Array
+    active: NDArray[np.bool_]
+    scores: NDArray[np.float16]
+    fact: dict[str, Any]
 
     @classmethod
     def read(cls, index: Index, files: Sequence[File]) -> Calibration | None:
+        """That of an index for these files, None where it has none."""
+        fact = index.facts.get(FACT)
+        if fact is None or TABLE not in index._names():
+            return None
+        table = index.guard(lambda: index.db.open_table(TABLE).to_arrow())
+        row = {f: i for i, f in enumerate(table.column("file").to_pylist())}
+        place = np.array([row.get(f.id, -1) for f in files], np.int64)
+        known = place >= 0
+
+        def column(name: str) -> Array:
+            return np.where(known, table.column(name).to_numpy()[place], np.nan).astype(np.float32)
+
+        flat = table.column("scores").combine_chunks()
+        stored = flat.values.to_numpy(zero_copy_only=False).reshape(len(flat), -1)
+        scores = np.full((len(files), fact["queries"]), np.nan, np.float16)
+        scores[known] = stored[place[known]]
+        active = known & (table.column("active").to_numpy(zero_copy_only=False)[place] if len(row) else False)
+        return cls(column("mean"), column("std"), column("log_sum"), active, scores, fact)
+
+    def unusual(self, file: int, score: float) -> float | None:
+        """The share of the bank's queries that score lower for a file; None for a file that is not calibrated."""
+        if not math.isfinite(self.mean[file]):
+            return None
+        return float(np.searchsorted(self.scores[file], np.float16(score)) / self.scores.shape[1])
+
+    def deviation(self, files: NDArray[np.int64], scores: Array) -> Array:
+        """How many standard deviations scores lie above what the bank reaches with these files (NaN: unknown)."""
+        return (scores - self.mean[files]) / self.std[files]
+
+    def words(self, file: int, score: float) -> str:
+        """A score in words: strong, good or weak match, unlikely; unrated for a file that is not calibrated."""
+        share = self.unusual(file, score)
+        if share is None:
+            return "unrated"
+        above = float(self.deviation(np.array([file]), np.array([score], np.float32))[0]) - self.fact["cutoff"]
+        if above >= STRONG:
+            return "strong match"
+        return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
+
+    def matches(self, best: Array) -> bool:
+        """Whether anything matches a query with these best scores of all files (V,), -inf where a file is left out."""
+        top = most_unusual(best[None], self.mean, self.std)[0]
+        return not math.isfinite(top) or bool(top >= self.fact["cutoff"])
+
+    def keys(self, best: Array) -> Array:
+        """What a ranking by the bank sorts by (V,): only where the best file is one that the bank likes."""
+        if not np.isfinite(best).any() or not self.active[int(np.argmax(best))]:
+            return best
+        usual = np.nanmean(self.log_sum) if np.isfinite(self.log_sum).any() else 0.0
+        return BETA * best - np.where(np.isfinite(self.log_sum), self.log_sum, usual).astype(np.float32)
+
+
+def most_unusual(best: Array, mean: Array, std: Array) -> Array:
+    """For queries with best scores (Q, V): the highest deviation among each one's LOOKED_AT best files."""
+    count = min(LOOKED_AT, best.shape[1])
+    if not count:
+        return np.full(len(best), np.nan, np.float32)
+    top = np.argpartition(-best, count - 1, axis=1)[:, :count]
+    above = (np.take_along_axis(best, top, 1) - mean[top]) / std[top]
+    return np.where(np.isfinite(above), above, -np.inf).max(1)
+
+
+def calibrate(
+    index: Index, model: Retriever, bank: Bank | None = None, false_alarm: float = FALSE_ALARM
+) -> dict[str, Any] | None:
+    """Compare every video with the bank (default: the general one) and keep that; returns the fact it is known by.
+
+    One half of the queries that nothing answers sets the cut-off so that a share of `false_alarm` lies above it, the
+    other half measures what share does. None for an index without videos or a model without a vocabulary.
+    """
+    from clipreel.search.indexer import check_space
+
+    check_space(index, model)
+    if not 0 < false_alarm < 1:
+        raise ClipreelError(f"a false-alarm rate of {false_alarm}: give a share between 0 and 1, such as {FALSE_ALARM}")
+    bank = bank or general()
+    files = index.visible()
+    if not files or model.tokenizer is None:
         return None
+    with index.writing():
+        queries = encoded(index, model, bank)
+        number = {f.id: i for i, f in enumerate(files)}
+        best = best_scores(index, queries, number)
+        ours, others = best[:, : len(bank.texts)], best[:, len(bank.texts) :]
+        mean, std = ours.mean(1), np.maximum(ours.std(1), 1e-4)
+        nothing = most_unusual((others if others.size else ours).T, mean, std)
+        fitting, held_out = nothing[::2], nothing[1::2]
+        cutoff = float(np.quantile(fitting, 1 - false_alarm, method="higher"))
+        fact = {
+            "bank": bank.name,
+            "fingerprint": bank.fingerprint,
+            "queries": len(bank.texts),
+            "beta": BETA,
+            "cutoff": cutoff,
+            "false_alarm": false_alarm,
+            "measured": float((held_out >= cutoff).mean()),
+            "held_out": len(held_out),
+            "videos": len(files),
+        }
+        rows = table_of(files, ours, mean, std)
+        index.guard(lambda: index.db.create_table(TABLE, rows, mode="overwrite"))
+        index.set_facts(**{FACT: fact})
+    return fact
+
+
+def table_of(files: Sequence[File], scores: Array, mean: Array, std: Array) -> pa.Table:
+    import pyarrow as pa
+
+    highest = scores.max(1, keepdims=True)
+    log_sum = highest[:, 0] * BETA + np.log(np.exp(BETA * (scores - highest)).sum(1))
+    active = np.zeros(len(files), bool)
+    active[scores.argmax(0)] = True
+    flat = np.sort(scores, 1).astype(np.float16)
+    return pa.table(
+        {
+            "file": [f.id for f in files],
+            "mean": mean.astype(np.float32),
+            "std": std.astype(np.float32),
+            "log_sum": log_sum.astype(np.float32),
+            "active": active,
+            "scores": pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]),
+        }
+    )
+
+
+def encoded(index: Index, model: Retriever, bank: Bank) -> Array:
+    """Vectors of the bank's queries, then of those that nothing answers; kept in the index for the next time."""
+    import pyarrow as pa
+
+    texts = [*bank.texts, *bank.absent]
+    if VECTORS in index._names() and index.facts.get(FACT, {}).get("fingerprint") == bank.fingerprint:
+        kept = index.guard(lambda: index.db.open_table(VECTORS).to_arrow().column("vector").combine_chunks())
+        if len(kept) == len(texts):
+            return np.asarray(kept.values.to_numpy(zero_copy_only=False).reshape(len(texts), -1), np.float32)
+    parts = [model.encode_text(texts[i : i + 64], strip_special=True) for i in range(0, len(texts), 64)]
+    vectors = np.concatenate([part.cpu().numpy() for part in parts]).astype(np.float32)
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    index.guard(lambda: index.db.create_table(VECTORS, pa.table({"vector": rows}), mode="overwrite"))
+    return vectors
+
+
+def described(fact: dict[str, Any] | None) -> str:
+    """What `clipreel status` says of it."""
+    if fact is None:
+        return "not calibrated: scores are bare cosines; clipreel index calibrates"
+    return (
+        f"calibrated for {fact['videos']} videos with the bank {fact['bank']} ({fact['queries']} queries); "
+        f'"nothing matches" below {fact["cutoff"]:.2f} deviations: false alarms {fact["measured"]:.1%} of '
+        f"{fact['held_out']} held-out queries (aimed at {fact['false_alarm']:.0%})"
+    )

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipreel.errors import ClipreelError
+from clipreel.heads import unit
 from clipreel.search.index import Index, among
 from clipreel.search.query import Hit, Query, Searcher, clean
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from clipreel.retriever import Retriever
 
+Timed = tuple[NDArray[np.float64], NDArray[np.float32]]  # times (T,) ascending, unit vectors (T, E)
 TABLE = "frames"
 FACT = {"frames": True}  # said when an index is made
 
@@ -46,8 +49,24 @@ class FrameStore:
 
         if rows:
             flat = [{**row, "frames": row["frames"].reshape(-1)} for row in rows]
+            layout = self.index.guard(lambda: self.table.schema)  # older ones do not know the times
             merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, schema())))
+            self.index.guard(lambda: merge.execute(pa.Table.from_pylist(flat, layout)))
+
+    def between(self, file: str, start_s: float, end_s: float) -> Timed | None:
+        """The frames of a file between two seconds as unit vectors, with their times; None where those are unknown."""
+        if "times_s" not in self.index.guard(lambda: self.table.schema).names:
+            return None
+        where = f"file = '{file}' AND start_s < {end_s!r} AND end_s > {start_s!r}"
+        rows = self.index.guard(lambda: self.table.search().where(where).limit(None).to_arrow())
+        flat, times = (rows.column(c).combine_chunks().flatten() for c in ("frames", "times_s"))
+        width = self.index.facts["embed_dim"]
+        if not len(times) or len(flat) != len(times) * width:
+            return None
+        found, first = np.unique(times.to_numpy(zero_copy_only=False).astype(np.float64), return_index=True)
+        inside = (found >= start_s) & (found <= end_s)
+        vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, width)[first[inside]].astype(np.float32)
+        return (found[inside], unit(torch.from_numpy(vectors)).numpy()) if inside.any() else None
 
     def sweep(self) -> None:
         """Take out frames of files that the index does not list, and merge the pieces that writing left."""
@@ -128,5 +147,6 @@ def schema() -> pa.Schema:
             ("start_s", pa.float32()),
             ("end_s", pa.float32()),
             ("frames", pa.list_(pa.float16())),
+            ("times_s", pa.list_(pa.float32())),
         ]
     )

@@ -21,7 +21,8 @@ MOST_FRAMES = 64  # of one forward pass
 def vectors_of(model: Retriever, segments: Segments, video: Stream, keep_frames: bool = False) -> list[dict[str, Any]]:
     """One row of the whole video (from evenly spread frames) and one of each segment. Raises DecodeError.
 
-    `keep_frames` adds what the vectors are made of: `frames` (T, E) float16, before any normalisation. Held are the
+    `keep_frames` adds what the vectors are made of: `frames` (T, E) float16, before any normalisation, and `times_s`
+    of each. Held are the
     frames of the segments that are not whole yet, those that show the whole video, and one batch.
     """
     cutter = Cutter(segments, video.info.duration_s)
@@ -30,6 +31,7 @@ def vectors_of(model: Retriever, segments: Segments, video: Stream, keep_frames:
     held: dict[int, Tensor] = {}
     encoder: Encoder = Pooled(model) if model.pools_frames else Jointly(model)
     parts: list[Part] = []
+    times_s: list[float] = []
 
     def take(ready: Sequence[Part]) -> None:
         for part in ready:
@@ -42,6 +44,7 @@ def vectors_of(model: Retriever, segments: Segments, video: Stream, keep_frames:
     for n, (time_s, pixels) in enumerate(video.frames):
         # a copy: what comes from another process is a view of a piece of many frames
         held[n] = pixels.clone()
+        times_s.append(time_s)
         take(cutter.push(time_s, pixels[0]))
         for i in range(gone, cutter.oldest):
             if i not in kept:
@@ -50,12 +53,16 @@ def vectors_of(model: Retriever, segments: Segments, video: Stream, keep_frames:
     take(cutter.close())
     encoder.add(whole, held)
     *others, first = encoder.stacks()
-    times = [(0.0, video.info.duration_s), *((start_s, end_s) for start_s, end_s, _ in parts)]
+    pieces: list[Part] = [(0.0, video.info.duration_s, whole), *parts]
     rows = []
-    for n, ((start_s, end_s), stack) in enumerate(zip(times, [first, *others], strict=True)):
+    for n, ((start_s, end_s, inside), stack) in enumerate(zip(pieces, [first, *others], strict=True)):
         level, vector = LEVELS.index("segment" if n else "video"), model.pool(stack[None])[0].cpu().numpy()
         row = {"level": level, "start_s": start_s, "end_s": end_s, "vector": vector}
-        rows.append({**row, "frames": stack.half().cpu().numpy()} if keep_frames else row)
+        if keep_frames:
+            shown = [times_s[inside[i]] for i in spread(len(inside), model.sampling.frames)]
+            # a tower whose frames meet may give fewer vectors than it saw frames: they have no times
+            row |= {"frames": stack.half().cpu().numpy(), "times_s": shown if len(shown) == len(stack) else []}
+        rows.append(row)
     return rows
 
 

@@ -16,6 +16,7 @@ from clipreel.search.ann import Approximate
 from clipreel.search.answer import Like, Request
 from clipreel.search.calibration import Calibration
 from clipreel.search.catalog import Catalog
+from clipreel.search.frames import Frameside
 from clipreel.search.index import File, Index, Moments, arranged
 from clipreel.search.query import Searcher, leaders, read_image
 from clipreel.search.tags import TABLE, read_tags
@@ -48,7 +49,7 @@ class View:
 
     def __init__(self, name: str, index: Index, model: Retriever, exact: bool = False) -> None:
         self.name, self.index, self.model = name, index, model
-        self.searcher = Searcher(index, model, exact)
+        self.searcher, self.frames = Searcher(index, model, exact), Frameside(index, model)
         self._seen: Any = None
         self._tags: dict[str, list[str]] = {}
         self._tags_version = -1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipreel.errors import ClipreelError
-from clipreel.search.answer import Answer, Filters, Like, Request
+from clipreel.search.answer import Answer, Filters, Hit, Like, Request
 from clipreel.server.errors import VERSION, ApiError
 from clipreel.server.messages import Search
 from clipreel.server.together import Together
@@ -20,10 +21,10 @@ class Answers:
     def __init__(self, asker: Together, picture: Callable[[str], str], active: Callable[[], str]) -> None:
         self.asker, self.picture, self.active = asker, picture, active
 
-    def __call__(self, searches: Sequence[Search]) -> list[dict[str, Any] | Exception]:
-        """An answer, or the error that it deserves, for each search."""
+    def __call__(self, searches: Sequence[Search]) -> list[bytes | Exception]:
+        """An answer as JSON, or the error that it deserves, for each search."""
         started = time.perf_counter()
-        found: list[dict[str, Any] | Exception] = []
+        found: list[bytes | Exception] = []
         requests: list[Request] = []
         for search in searches:
             try:
@@ -31,7 +32,7 @@ class Answers:
             except (ClipreelError, ApiError) as e:
                 found.append(e)
             else:
-                found.append({})
+                found.append(b"")
         answers = iter(self.asker.answer_all(requests))
         for n, error in enumerate(found):
             if not isinstance(error, Exception):
@@ -64,8 +65,24 @@ class Answers:
         )
 
 
-def shown(answer: Answer | Exception, started: float) -> dict[str, Any] | Exception:
+def shown(answer: Answer | Exception, started: float) -> bytes | Exception:
+    """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search."""
     if isinstance(answer, Exception):
         return answer
-    took = round((time.perf_counter() - started) * 1000, 1)
-    return {"version": VERSION, **answer.to_dict(), "took_ms": took}
+    facets = answer.facets
+    told = {
+        "version": VERSION,
+        "took_ms": round((time.perf_counter() - started) * 1000, 1),
+        "state": answer.state,
+        "total": answer.total,
+        "hits": [hit_facts(hit) for hit in answer.hits],
+        "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
+        "notes": answer.notes,
+    }
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def hit_facts(hit: Hit) -> dict[str, Any]:
+    """Everything but the path."""
+    found = {k: v for k, v in vars(hit).items() if k != "path"}
+    return found | {"moments": [vars(m) for m in hit.moments], "matched": [vars(m) for m in hit.matched]}

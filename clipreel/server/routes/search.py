@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 
 from clipreel.server.errors import ApiError
 from clipreel.server.messages import Count, Filters, Id, Like, Name, Offset, Search, Seconds
@@ -54,8 +54,8 @@ EXAMPLE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/search", responses=EXAMPLE)
-async def search(request: Search, its: Its) -> dict[str, Any]:
+@router.post("/search", responses=EXAMPLE, response_class=Response)
+async def search(request: Search, its: Its) -> Response:
     """Find moments by text, images, or videos that they should be like; minus terms are taken away."""
     if not ((request.text or "").strip() or request.images or request.like):
         raise ApiError(422, "empty", "the query is empty; give text, images or like")
@@ -63,10 +63,10 @@ async def search(request: Search, its: Its) -> dict[str, Any]:
         its.uploads.get(id)
     for like in request.like:
         its.archive.file(like.video)
-    return await its.desk.ask(request)
+    return Response(await its.desk.ask(request), media_type="application/json")
 
 
-@router.get("/search", responses=EXAMPLE)
+@router.get("/search", responses=EXAMPLE, response_class=Response)
 async def search_simply(
     its: Its,
     q: Annotated[str, Query(max_length=2000, description="what to look for; words with a - are taken away")],
@@ -74,14 +74,12 @@ async def search_simply(
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
     folder: Annotated[str | None, Query(max_length=1000)] = None,
     tag: Annotated[list[Name], Query(max_length=20)] = [],  # noqa: B006 - FastAPI copies defaults
-) -> dict[str, Any]:
+) -> Response:
     """The simple form, for a browser's address line and for curl."""
     return await search(Search(text=q, k=k, offset=offset, filters=Filters(folder=folder, tags=tag)), its)
 
 
-@router.get("/similar", responses=EXAMPLE)
-async def similar(
-    its: Its, video: Id, at_s: Seconds | None = None, k: Count = 24, offset: Offset = 0
-) -> dict[str, Any]:
+@router.get("/similar", responses=EXAMPLE, response_class=Response)
+async def similar(its: Its, video: Id, at_s: Seconds | None = None, k: Count = 24, offset: Offset = 0) -> Response:
     """More like a video, or like its moment."""
     return await search(Search(like=[Like(video=video, at_s=at_s)], k=k, offset=min(offset, 10_000)), its)

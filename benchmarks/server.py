@@ -1,0 +1,169 @@
+"""The server under load: an index of many segments, many clients at once, memory over many requests, time to answer.
+
+`python benchmarks/server.py [--segments 200000] [--clients 50] [--requests 10000]` -> results/server.json. The server
+is a process of its own, started by `clipreel serve`; clients are tasks of this one, so both share the machine. Every
+query is another text, and no client waits between its requests: a harder load than people make. Vectors are random
+units as wide as the model's; --model takes any source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+from machine import describe, save
+
+from clipreel.adapter import load
+from clipreel.retriever import Retriever
+from clipreel.search.index import Index, file_schema, vector_schema
+from clipreel.search.indexer import facts_of
+from clipreel.video.shots import Segments
+
+PER_FILE, PIECE = 8, 20_000
+COLOURS = ("red", "green", "blue", "yellow", "white", "orange", "cyan", "purple")
+SHAPES = ("circle", "square", "star", "moon", "cross", "bar", "triangle", "ring")
+DEEDS = ("moves to the left", "grows", "shrinks", "rises", "falls", "turns around", "comes to rest", "goes away")
+PLACES = ("above", "below", "left of", "right of", "behind", "in front of", "beside", "after")
+
+
+def texts() -> list[str]:
+    """4096 different queries, in a fixed random order."""
+    every = [f"a {c} {s} {d} {p} a thing" for c, s, d, p in itertools.product(COLOURS, SHAPES, DEEDS, PLACES)]
+    return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
+
+
+def made_index(place: str, model: Retriever, segments: int) -> None:
+    """An index of random unit vectors: one of the whole video and the rest segments, PER_FILE a file."""
+    index = Index.create(place, facts_of(model, Segments()) | {"roots": ["/archive"]})
+    rng = np.random.default_rng(1)
+    files = segments // PER_FILE
+    rows = [
+        {"id": f"{i:024x}", "path": f"/archive/{i % 40}/{i:07d}.mp4".encode(), "size": 1, "mtime_ns": i, "hash": ""}
+        | {"duration_s": 60.0, "width": 1280, "height": 720, "reason": ""}
+        for i in range(files)
+    ]
+    index.files.add(pa.Table.from_pylist(rows, file_schema()))
+    width = model.embed_dim
+    for start in range(0, segments, PIECE):
+        n = min(PIECE, segments - start)
+        vectors = rng.standard_normal((n, width), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        owner, part = np.divmod(np.arange(start, start + n), PER_FILE)
+        begin = np.where(part > 0, (part - 1) * 8.0, 0.0).astype(np.float32)
+        columns = [
+            pa.array([f"{o:024x}/{p}" for o, p in zip(owner, part, strict=True)]),
+            pa.array([f"{o:024x}" for o in owner]),
+            pa.array((part > 0).astype(np.int8)),
+            pa.array(begin),
+            pa.array(np.where(part > 0, begin + 8.0, 60.0).astype(np.float32)),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
+        ]
+        index.vectors.add(pa.Table.from_arrays(columns, schema=vector_schema(width)))
+
+
+def started(place: str, model: str, cache: str) -> tuple[subprocess.Popen[str], str]:
+    """The server's process and address, when it has said it."""
+    command = [sys.executable, "-m", "clipreel", "serve", "--index", place, "--model", model, "--port", "0"]
+    process = subprocess.Popen([*command, "--cache", cache], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return process, next(word for word in line.split() if word.startswith("http"))
+
+
+async def first_answer(client: httpx.AsyncClient) -> None:
+    while True:
+        try:
+            (await client.get("/api/v1/search", params={"q": "a red circle"})).raise_for_status()
+            return
+        except httpx.TransportError:
+            await asyncio.sleep(0.02)
+
+
+async def hammered(client: httpx.AsyncClient, clients: int, requests: int, queries: Any) -> dict[str, Any]:
+    """Milliseconds and errors of `requests` by `clients` that do not wait."""
+    ms: list[float] = []
+    errors: list[str] = []
+    left = iter(range(requests))
+
+    async def one() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            try:
+                answer = await client.post("/api/v1/search", json={"text": next(queries), "k": 24})
+                if answer.status_code != 200 or len(answer.json()["hits"]) != 24:
+                    errors.append(f"{answer.status_code} {answer.text[:80]}")
+            except httpx.HTTPError as e:
+                errors.append(type(e).__name__)
+            ms.append((time.perf_counter() - began) * 1000)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    took = time.perf_counter() - began
+    return {
+        "clients": clients,
+        "requests": requests,
+        "per_second": round(requests / took, 1),
+        **{f"p{q}_ms": round(float(np.percentile(ms, q)), 1) for q in (50, 95, 99)},
+        "max_ms": round(max(ms), 1),
+        "errors": len(errors),
+        "first_errors": errors[:3],
+    }
+
+
+def memory_mb(pid: int) -> float:
+    with open(f"/proc/{pid}/statm") as f:
+        return round(int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+async def measured(place: str, model: str, clients: int, requests: int, cache: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    process, address = started(place, model, cache)
+    queries = itertools.cycle(texts())
+    limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
+    try:
+        async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+            await first_answer(client)
+            start_s = round(time.perf_counter() - began, 2)
+            alone = await hammered(client, 1, min(50, requests), queries)
+            await hammered(client, clients, min(500, requests), queries)  # warm: pools, allocator
+            before = memory_mb(process.pid)
+            load = await hammered(client, clients, requests, queries)
+            after = memory_mb(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    memory = {"before_mb": before, "after_mb": after, "requests_between": requests}
+    return {"first_answer_s": start_s, "one_client": alone, "many_clients": load, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--segments", type=int, default=200_000)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--model", default="shapes-tiny")
+    parser.add_argument("--out", default="server")
+    args = parser.parse_args()
+    model = load(args.model, device="cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = str(Path(scratch, "index"))
+        made_index(place, model, args.segments)
+        found = asyncio.run(measured(place, args.model, args.clients, args.requests, str(Path(scratch, "cache"))))
+    about = {"segments": args.segments, "width": model.embed_dim, "model": args.model}
+    save(args.out, {"machine": describe(), **about, **found})
+
+
+if __name__ == "__main__":
+    main()

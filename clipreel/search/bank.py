@@ -1,0 +1,98 @@
+"""Banks of queries that scores are compared with: the general one, a file of the user's, or what was asked before.
+
+A bank has two parts: `texts` as people ask them, and `absent` ones, which nothing in the archive can answer; the
+cut-off below which "nothing here matches" is set and measured on these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from random import Random
+
+from clipreel.errors import ClipreelError
+from clipreel.search.index import Index, text_of
+from clipreel.search.query import clean
+
+HERE = Path(__file__).parent
+LEAST, MOST = 20, 1000
+ABSENT = 160
+TABLE = "queries"
+WHO = ("a child", "an old woman", "two men", "a group of friends", "a dog", "somebody in a red coat")
+DOES = ("walking", "sitting down", "laughing", "carrying something", "seen from behind", "in close-up")
+WHERE = ("on a beach", "in the snow", "at night", "in a kitchen", "in a crowd")
+# whom, doing what, where: every archive shows some of one list, and none a whole triple
+NOBODY = ("a dragon", "a mermaid", "a woolly mammoth", "a robot with four arms", "a centaur", "a talking teapot")
+NEVER = ("milking a whale", "playing chess with a tiger", "knitting a car", "ironing a glacier", "juggling pianos")
+NOWHERE = ("on the rings of Saturn", "inside a volcano", "in a medieval submarine", "on a bridge of spaghetti")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Queries by name. Without `absent`, half of the texts set the cut-off and the others measure it."""
+
+    name: str
+    texts: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not LEAST <= len(self.texts) <= MOST:
+            raise ClipreelError(f"the bank {self.name} has {len(self.texts)} queries: it needs {LEAST} to {MOST}")
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(repr((self.texts, self.absent)).encode(), digest_size=8).hexdigest()
+
+
+def general() -> Bank:
+    """The bank that comes with clipreel: everyday queries, and triples of things that do not exist."""
+    written = (HERE / "general_bank.txt").read_text("utf-8").splitlines()
+    made = [" ".join(words) for words in product(WHO, DOES, WHERE)]
+    return Bank("general", tuple(written + Random(0).sample(made, 120)), absent())
+
+
+def absent(count: int = ABSENT) -> tuple[str, ...]:
+    """Queries that no archive answers: an impossible being, deed or place, and all three."""
+    lists = (NOBODY, NEVER), (NOBODY, NOWHERE), (NEVER, NOWHERE), (NOBODY, NEVER, NOWHERE)
+    every = [" ".join(words) for some in lists for words in product(*some)]
+    return tuple(Random(0).sample(every, count))
+
+
+def from_file(path: str | Path) -> Bank:
+    """A bank from a text file, one query a line; lines that begin with ! are queries that nothing here answers."""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ClipreelError(f"the bank {text_of(str(path))} cannot be read ({e}); give one query a line") from e
+    kept = list(dict.fromkeys(clean(line) for line in lines if clean(line)))[: 2 * MOST]
+    unanswered = tuple(line[1:].strip() for line in kept if line.startswith("!"))
+    return Bank(Path(path).name, tuple(x for x in kept if not x.startswith("!"))[:MOST], unanswered)
+
+
+def past(index: Index) -> Bank:
+    """The latest queries that were remembered of this archive."""
+    if TABLE not in index._names():
+        raise ClipreelError(f"the index at {index.place} remembers no queries yet; take --bank general")
+    rows = index.guard(lambda: index.db.open_table(TABLE).to_arrow().column("text").to_pylist())
+    return Bank("past", tuple(dict.fromkeys(reversed(rows)))[:MOST], absent())
+
+
+def remember(index: Index, texts: Sequence[str]) -> None:
+    """Keep queries for the bank `past`. Nothing is kept unless somebody calls this."""
+    import pyarrow as pa
+
+    rows = [text for text in map(clean, texts) if text]
+    if rows:
+        schema = pa.schema([("text", pa.string())])
+        table = index.guard(lambda: index.db.create_table(TABLE, schema=schema, exist_ok=True))
+        index.guard(lambda: table.add(pa.table({"text": rows}, schema)))
+
+
+def bank_of(index: Index, which: str) -> Bank:
+    """`general`, `past`, or the name of a file."""
+    if which == "general":
+        return general()
+    return past(index) if which == "past" else from_file(which)
