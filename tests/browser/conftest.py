@@ -94,11 +94,28 @@ def wait_until_it_listens(address: str) -> None:
             time.sleep(0.2)
 
 
-def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator[Served]:
-    """An index of the folders below `folder`, served until the tests are done."""
-    index = folder.parent / "index"
+def index_of(folder: Path, name: str, *more: str | Path) -> Path:
+    """An index of the folders below `folder`, with a segment for each scene."""
+    index = folder.parent / name
     roots = sorted(p for p in folder.iterdir() if p.is_dir())
-    run("index", *roots, "--index", index, "--model", "shapes-tiny", "--seconds", world.SCENE_S, "--overlap", "0")
+    scenes = ("--seconds", str(world.SCENE_S), "--overlap", "0")
+    run("index", *roots, "--index", index, "--model", "shapes-tiny", *scenes, *more)
+    return index
+
+
+def tuned(folder: Path) -> Path:
+    """An adapter of a few steps, with its report; whether it helps does not matter here."""
+    world.ShapesWorld().write_videos(folder / "captioned", "val", count=32)
+    shares = ("data.validation_share=0.3", "data.held_out_share=0.4")
+    steps = ("frames=2", "batch=8", "train.steps=4", "train.select.every_steps=2", "options.rank=2")
+    out = folder / "my footage"
+    run("tune", folder / "captioned", *steps, *shares, "--on", "shapes-tiny", "--method", "lora", "--out", out)
+    return out / "adapter"
+
+
+def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator[Served]:
+    """The folders below `folder`, indexed and served until the tests are done."""
+    index = index_of(folder, "index")
     server, address = serve(index, folder.parent / "cache", *more)
     wait_until_it_listens(address)
     yield Served(address, folder, index, films)
@@ -108,11 +125,12 @@ def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """All films and one file that is none. Tests only look at it."""
+    """All films and one file that is none, with an adapter to switch to. Tests only look at it."""
     folder = tmp_path_factory.mktemp("looked-at") / "films"
     films = world.write(folder)
     (folder / "workshop" / "broken reel.mp4").write_text("not a film")
-    yield from served(folder, films)
+    other = index_of(folder, "other", "--adapter", tuned(folder.parent), "--unhelpful")
+    yield from served(folder, films, "--other", other)
 
 
 @pytest.fixture(scope="session")

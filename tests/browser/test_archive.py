@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 from tests.browser.steps import CARDS, RING, ask, names, until, wait_first
@@ -42,6 +44,63 @@ def test_what_was_skipped_and_why(open_page, picture):
     assert len(row.locator("small").first.inner_text()) > 3
     assert page.locator(".counts").inner_text().startswith("12")
     picture(page, "archive")
+
+
+def test_another_adapter_answers_and_its_numbers_are_shown(open_page, picture):
+    page = open_page()
+    ask(page, RING)
+    menu = page.locator("#adapters")
+    menu.locator("summary").click()
+    row = menu.locator(".adapter", has_text="my footage")
+    row.wait_for()
+    assert row.locator(".badge").inner_text() in ("Helps", "Does not help", "Not shown to help")
+    numbers = row.locator(".gains tr").all_inner_texts()
+    assert len(numbers) == 2
+    assert all(re.search(r"\d+\.\d → \d+\.\d", line) for line in numbers)
+    try:
+        with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
+            row.get_by_role("radio").check()
+        assert {hit["adapter"] for hit in answer.value.json()["hits"]} == {"my footage"}
+        until(page, "document.querySelector('#adapters .label').textContent === 'my footage'")
+        picture(page, "adapters")
+        with page.expect_popup() as report:
+            row.get_by_role("link", name="Report").click()
+        assert "before" in report.value.locator("body").inner_text()
+    finally:
+        page.reload()
+        menu.locator("summary").click()
+        menu.get_by_label("The model alone").check()
+        page.locator(".toast", has_text="answers without an adapter").wait_for()
+
+
+def test_several_adapters_answer_at_once(open_page):
+    page = open_page()
+
+    def two(route):
+        one = {"active": False, "helped": True, "method": "lora", "licence": {}, "bytes": 1, "report": False}
+        more = [{**one, "name": name, "before": None, "after": None} for name in ("garden", "harbour")]
+        told = route.fetch().json()
+        route.fulfill(json={**told, "adapters": told["adapters"] + more})
+
+    def found(route):
+        body = route.request.post_data_json
+        asked = body.pop("adapters", [])
+        answer = route.fetch(post_data=json.dumps(body)).json()
+        for i, hit in enumerate(answer["hits"]):
+            hit["adapter"] = asked[i % 2] if asked else ""
+        route.fulfill(json=answer)
+
+    page.route("**/api/v1/adapters", two)
+    page.route("**/api/v1/search", found)
+    ask(page, RING)
+    page.locator("#adapters summary").click()
+    page.get_by_label("Ask all at once").check()
+    until(page, "document.querySelectorAll('.card .by').length === 12")
+    assert page.locator(".card .by").all_text_contents()[:2] == ["garden", "harbour"]
+    assert page.url.endswith("adapter=garden&adapter=harbour")
+    assert page.locator("#adapters .label").inner_text() == "2 at once"
+    page.get_by_label("Ask all at once").uncheck()
+    until(page, "document.querySelectorAll('.card .by').length === 0")
 
 
 def test_collections_are_kept_and_exported(open_page, tmp_path):

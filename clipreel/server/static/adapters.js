@@ -65,7 +65,8 @@ export class Adapters {
   }
 
   #together() {
-    const all = this.list.map((a) => a.name);
+    const all = this.list.filter((a) => a.name !== "base").map((a) => a.name);
+    if (all.length < 2) return "";
     const on = this.asked.length > 1;
     const input = h("input", { type: "checkbox", id: "together", checked: on, onchange: () => this.#ask(on ? [] : all) });
     return h("label", { class: "option together", for: "together" }, input, h("span", {}, "Ask all at once", h("small", {}, "Each result says which one found it.")));
