@@ -12,14 +12,14 @@ from clipreel.search.answer import Answer, Filters, Hit, Like, Request
 from clipreel.server.errors import VERSION, ApiError
 from clipreel.server.messages import Search
 from clipreel.server.together import Together
+from clipreel.server.variants import Variants
 
 
 class Answers:
-    """Called by the search thread alone. `picture` gives the file of an upload, `active` the adapter that answers
-    where a search names none ("" is the index itself)."""
+    """Called by the search thread alone. `picture` gives the file of an upload."""
 
-    def __init__(self, asker: Together, picture: Callable[[str], str], active: Callable[[], str]) -> None:
-        self.asker, self.picture, self.active = asker, picture, active
+    def __init__(self, asker: Together, picture: Callable[[str], str], variants: Variants) -> None:
+        self.asker, self.picture, self.variants = asker, picture, variants
 
     def __call__(self, searches: Sequence[Search]) -> list[bytes | Exception]:
         """An answer as JSON, or the error that it deserves, for each search."""
@@ -41,7 +41,6 @@ class Answers:
 
     def _request(self, search: Search) -> Request:
         f = search.filters
-        active = self.active()
         return Request(
             text=search.text or "",
             minus=tuple(search.minus),
@@ -57,7 +56,7 @@ class Answers:
                 before=f.before,
                 orientation=f.orientation,
             ),
-            adapters=tuple(search.adapters) or ((active,) if active else ()),
+            adapters=tuple(map(self.variants.key, search.adapters)) or (self.variants.active,),
             rank=search.rank,
             rerank=search.rerank,
             k=search.k,

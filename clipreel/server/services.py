@@ -67,7 +67,7 @@ class Services:
         first = Index(place)
         variants = Variants(first, model, base or model, settings.others, settings.cache / "active")
         asker = Together(first, model, adapters=variants.beside)
-        answers = Answers(asker, lambda id: str(uploads.get(id).path), lambda: variants.active)
+        answers = Answers(asker, lambda id: str(uploads.get(id).path), variants)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)
         found = cls(

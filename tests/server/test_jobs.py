@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from clipreel.cli import main
 from clipreel.search.index import Index
 from clipreel.server.sole import claimed
-from tests.server.conftest import API, Serve, code, ids
+from tests.server.conftest import API, Serve, code, ids, services
 from tests.video.make import write
 
 
@@ -52,9 +52,9 @@ def test_a_job_brings_the_index_up_to_date(serve: Serve, own_archive: tuple[Path
     assert {h["name"] for h in hits} <= {"c.avi", "new.mp4", "renamed.mkv"}
 
 
-def test_events_tell_how_a_job_goes(serve: Serve, own_archive: tuple[Path, str]) -> None:
-    from tests.server.conftest import services
-
+def test_events_tell_how_a_job_goes(
+    serve: Serve, own_archive: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = serve(own_archive[1])
     told: list[dict[str, Any]] = []
     events = services(client).events
@@ -64,7 +64,7 @@ def test_events_tell_how_a_job_goes(serve: Serve, own_archive: tuple[Path, str])
         told.append(dict(data))
         send(name, data)
 
-    events.send = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(events, "send", noted)
     job = client.post(f"{API}/jobs", json={"kind": "index"}).json()
     finished(client, job["id"])
     assert [t["state"] for t in told][:1] == ["running"]
