@@ -91,8 +91,8 @@ export class Adapters {
   }
 }
 
-/** Of what an adapter was made: base and data may have other licences. */
-const licences = (stated) => Object.entries(stated ?? {}).map(([what, name]) => `${what}: ${name}`);
+/** What an adapter states of its base and data; of a path, the name at its end. */
+const licences = (stated) => Object.entries(stated ?? {}).map(([what, name]) => `${what}: ${name.split("/").pop()}`);
 
 /** R@1 before and after in both directions, as numbers and bars. */
 function gains(a) {

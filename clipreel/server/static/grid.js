@@ -2,10 +2,10 @@
 
 import { api } from "./api.js";
 import { at, h, icon, iconButton, place } from "./dom.js";
-import { capital, clock, level, long, meaning, span } from "./say.js";
+import { clock, level, long, meaning, rated, span } from "./say.js";
 
 const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
-const BAND = 6.9; // width of a film strip in units of its height
+const FILM = 41.6; // height of a film strip
 const SHAPES = [["tall", 0.95], ["square", 1.25], ["wide", Infinity]];
 
 export const keyOf = (hit) => `${hit.video}@${hit.start_s.toFixed(2)}`;
@@ -16,10 +16,6 @@ export const telling = (hit) => hit.matched?.[0]?.at_s ?? (hit.start_s + hit.end
 /** The other moments of the video that answer the query too. */
 export const others = (hit) => (hit.moments ?? []).filter((m) => m.score >= NEAR * hit.score && Math.abs(m.start_s - hit.start_s) > 0.05);
 
-/** How many frames fill the band of a card, given their shape. */
-function framesIn(hit) {
-  return Math.min(Math.max(Math.round(BAND / aspect(hit)), 2), 14);
-}
 
 export const aspect = (hit) => (hit.width && hit.height ? hit.width / hit.height : 16 / 9);
 
@@ -38,6 +34,7 @@ export class Grid {
     this.hits = hits;
     this.current = 0;
     this.list.dataset.shape = shapeOf(hits);
+    this.width = parseFloat(getComputedStyle(this.list).gridTemplateColumns) || 288;
     this.list.replaceChildren(...hits.map((hit, i) => this.#card(hit, i)));
     this.#rove();
   }
@@ -90,15 +87,16 @@ export class Grid {
       this.current = index;
       this.acts.open(hit, index);
     });
+    const frames = Math.min(Math.max(Math.round(this.width / FILM / aspect(hit)), 2), 14);
     const film = h("div", { class: "film" });
     const strip = h("img", {
-      src: api.strip(hit.video, framesIn(hit), hit.start_s, hit.end_s, 160), loading: "lazy", decoding: "async", alt: "",
+      src: api.strip(hit.video, frames, hit.start_s, hit.end_s, 160), loading: "lazy", decoding: "async", alt: "",
     });
     strip.addEventListener("error", () => film.classList.add("lost"));
     film.append(strip);
-    film.style.setProperty("--frames", String(framesIn(hit)));
+    film.style.setProperty("--frames", String(frames));
     const card = h("li", { class: "card" }, shot, film, timeline(hit), this.#told(hit));
-    scrub(card, shot, film, hit, (s) => this.acts.open(hit, index, s));
+    scrub({ shot, film, hit, frames }, (s) => this.acts.open(hit, index, s));
     return card;
   }
 
@@ -154,17 +152,14 @@ export class Grid {
 export function words(hit) {
   if (hit.score === undefined) return h("span", { class: "words plain" }, long(hit.duration_s));
   const known = level(hit);
-  const bars = known ? h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i")) : null;
-  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, said(hit));
+  const bars = known !== null ? h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i")) : null;
+  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, rated(hit));
 }
-
-/** The words of the server, or the bare score where there is no bank to compare it with. */
-const said = (hit) => (level(hit) ? capital(hit.words) : `Score ${hit.score.toFixed(2)}`);
 
 function spoken(hit) {
   const where = hit.folder ? `, in ${hit.folder}` : "";
   if (hit.score === undefined) return `${hit.name}, ${long(hit.duration_s)}${where}`;
-  return `${said(hit)}: ${hit.name}, ${clock(hit.start_s)} to ${clock(hit.end_s)}${where}`;
+  return `${rated(hit)}: ${hit.name}, ${clock(hit.start_s)} to ${clock(hit.end_s)}${where}`;
 }
 
 /** Where in the video the moment lies, and its other moments. */
@@ -183,8 +178,7 @@ function shapeOf(hits) {
 }
 
 /** The pointer over the film strip shows its frame large; a click there opens the player at that second. */
-function scrub(card, shot, film, hit, open) {
-  const frames = framesIn(hit);
+function scrub({ shot, film, hit, frames }, open) {
   let shown = null;
   let needle = null;
   const second = (e) => {

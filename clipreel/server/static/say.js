@@ -42,10 +42,13 @@ export function day(iso) {
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** How many of three bars a match gets, 0 where the server cannot tell: it knows the calibration, so the words are its. */
-export function level(hit) {
-  return { strong: 3, good: 2, weak: 1 }[hit.words?.split(" ")[0]] ?? 0;
-}
+const LEVELS = { "strong match": 3, "good match": 2, "weak match": 1, unlikely: 0 };
+
+/** How many of three bars a match gets, null where nothing compares its score: the words are the server's. */
+export const level = (hit) => LEVELS[hit.words] ?? null;
+
+/** The words of the server, or the bare score where there is no bank to compare it with. */
+export const rated = (hit) => (level(hit) === null ? `Score ${hit.score.toFixed(2)}` : capital(hit.words));
 
 /** What a score means for this video, in one sentence. */
 export function meaning(hit) {
