@@ -88,7 +88,13 @@ def serve(
         import webbrowser
 
         threading.Timer(1.0, webbrowser.open, [shown]).start()
-    config: dict[str, Any] = {"log_level": "info" if log else "warning", "access_log": log, "server_header": False}
+    # not uvloop, which forks in a way that LanceDB's threads may not survive; processes are started all the time
+    config: dict[str, Any] = {
+        "loop": "asyncio",
+        "log_level": "info" if log else "warning",
+        "access_log": log,
+        "server_header": False,
+    }
     server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config))
     server.run(sockets=[listening])
     return 0

@@ -17,7 +17,7 @@ from clipreel.search.indexer import facts_of, update
 from clipreel.server.together import Texts, Together, products, remembering
 from clipreel.tuners import build
 from clipreel.video.shots import Segments
-from tests.server.conftest import API, Serve, code, ids, model
+from tests.server.conftest import API, Serve, code, ids, model, services
 
 QUERIES = ("a red circle", "a blue square grows", "a red circle", "", "a star -red", "a cross -red")
 
@@ -125,9 +125,13 @@ def test_a_liked_moment_is_not_its_own_answer(client: TestClient) -> None:
     assert code(client.get(f"{API}/similar", params={"video": "none"})) == (404, "no-such-video")
 
 
-def test_an_uploaded_picture_finds_the_frame_it_shows(client: TestClient) -> None:
+def test_an_uploaded_picture_is_searched_with(client: TestClient, archive: tuple[Path, str]) -> None:
     known = ids(client)
     picture = client.get(f"{API}/videos/{known['b.mkv']}/thumbnail", params={"at_s": 2.4}).content
     sent = client.post(f"{API}/uploads", files={"file": ("x.jpg", picture, "image/jpeg")}).json()
-    found = client.post(f"{API}/search", json={"images": [sent["id"]], "k": 1}).json()["hits"][0]
-    assert found["name"] == "b.mkv"
+    found = client.post(f"{API}/search", json={"images": [sent["id"]]}).json()["hits"]
+    stored = services(client).uploads.get(sent["id"]).path
+    wanted = Asker(Index(archive[1]), model()).answer(Request(images=(stored,))).hits
+    assert [h["name"] for h in found] == [h.name for h in wanted]
+    assert found[0]["score"] == pytest.approx(wanted[0].score, abs=1e-5)
+    assert found[0]["score"] > 0.8
