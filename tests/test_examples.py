@@ -1,6 +1,11 @@
 """Every script under examples/ runs and does what its first line says."""
 
+import asyncio
+import os
 import runpy
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,27 @@ def test_evaluate_counts_the_tie_as_half(capsys: pytest.CaptureFixture[str]) -> 
 def test_own_method_learns() -> None:
     losses = run("own_method.py", steps=6)
     assert losses[-1] < losses[0]
+
+
+def test_client_asks_a_server_and_cuts_what_it_finds(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("search_folder.py", str(films), str(tmp_path / "index"), "a yellow bar")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "clipreel", "serve", "--index", "index", "--port", "0", "--cache", "cache"]
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert server.stdout is not None
+        address = next(word for word in server.stdout.readline().split() if word.startswith("http"))
+        (hit,) = asyncio.run(run("client.py", address, "a yellow bar"))
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert hit["name"].startswith("test-across-000")
+    with zipfile.ZipFile("moments.zip") as cuts:
+        assert [n.rpartition(".")[2] for n in cuts.namelist()] == ["mp4", "csv"]
 
 
 def test_every_example_is_run_here() -> None:

@@ -56,7 +56,7 @@ def list_(folder: Path = Path("tuned"), /, *, json: Flag = False) -> int:
 
 @adapters.command
 def show(folder: Path, /) -> int:
-    """Everything that an adapter says of itself, as JSON.
+    """Everything that an adapter says of itself, as JSON, and what is known of the licences of what it comes from.
 
     Args:
         folder: The adapter.
@@ -65,8 +65,28 @@ def show(folder: Path, /) -> int:
     from dataclasses import asdict
 
     from clipreel.adapter import read_config
+    from clipreel.licences import lineage
 
-    print(js.dumps(asdict(read_config(folder)), indent=1, ensure_ascii=False))
+    links = [asdict(link) for link in lineage(folder)]
+    print(js.dumps({**asdict(read_config(folder)), "lineage": links}, indent=1, ensure_ascii=False))
+    return 0
+
+
+@adapters.command
+def licence(folder: Path, what: str, text: str, /, *, allows: Flag = False) -> int:
+    """State the licence of what an adapter comes from. Try `clipreel adapters licence FOLDER data "my films" --allows`
+
+    Args:
+        folder: The adapter.
+        what: base or data.
+        text: What its owner says.
+        allows: It allows commercial use.
+    """
+    from clipreel.licences import lineage, state
+
+    state(folder, what, text, allows)
+    for link in lineage(folder):
+        print(link)
     return 0
 
 

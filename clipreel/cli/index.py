@@ -12,6 +12,7 @@ from clipreel.cli.search import Flag, Many, check_helps, described, dump, engine
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
+    from clipreel.retriever import Retriever
     from clipreel.search.index import Index
     from clipreel.search.indexer import Report
 
@@ -25,13 +26,17 @@ def index(
     adapter: str | None = None,
     unhelpful: Flag = False,
     download: Flag = False,
-    segments: Literal["windows", "shots", "none"] = "windows",
+    segments: Literal["windows", "shots", "keyframes", "none"] = "windows",
     seconds: float = 8.0,
     overlap: float = 0.5,
     fps: float = 1.0,
     time_limit: float = 120.0,
     workers: int = 2,
     frames: Flag = False,
+    bank: str | None = None,
+    false_alarm: float | None = None,
+    watch: Flag = False,
+    commercial: Flag = False,
     device: str = "auto",
     engine: Literal["torch", "int8"] | None = None,
     json: Flag = False,
@@ -47,17 +52,24 @@ def index(
         adapter: Folder of an adapter on the model (default: that of the index).
         unhelpful: Take the adapter although it did not help on its held-out pairs.
         download: Allow the model to be fetched from the hub.
-        segments: How videos are cut into moments.
-        seconds: Length of a window.
+        segments: How videos are cut into moments; keyframes reads least.
+        seconds: Length of a window; the least length of an interval of keyframes.
         overlap: Part of a window that the next one shows again, from 0 to below 1.
         fps: Frames read per second of video.
         time_limit: Seconds after which a file is given up.
         workers: Files decoded at once.
-        frames: Keep the vectors of frames as well, which `clipreel search --rerank` needs; said when an index is made.
+        frames: Keep the vectors of frames as well, which sharpen moments and which `clipreel search --rerank` needs;
+            said when an index is made.
+        bank: Queries that scores are compared with: general, past (what was asked before), a file with one query a
+            line, or none (default: that of the index, else general).
+        false_alarm: Share of queries that nothing answers for which the search may still find something.
+        watch: Stay, and follow what comes, changes and goes, until Ctrl-C.
+        commercial: Refuse a base or an adapter that may not be used commercially, saying why.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize` (default: that of the index, else torch).
         json: Print the report as JSON.
     """
+    from clipreel.licences import require_commercial
     from clipreel.search.index import Index, default_place
     from clipreel.search.indexer import facts_of, update
     from clipreel.search.rerank import FACT, FrameStore
@@ -77,6 +89,8 @@ def index(
     if existing and frames:
         FrameStore(existing)  # refuses an index that was made without
     name = model or (existing.facts["model"] if existing else DEFAULT_MODEL)
+    if commercial:
+        require_commercial(name, adapter)
     retriever = load_model(name, download, device, adapter, engine or engine_of(existing))
     store = existing or Index.create(place, facts_of(retriever, cut) | (FACT if frames else {}))
     if cut.to_dict() not in (store.facts["segments"], Segments().to_dict()):
@@ -89,11 +103,51 @@ def index(
     gone = [] if folders else [r for r in roots if not os.path.exists(r)]
     there = [r for r in roots if r not in gone]
     report = update(store, retriever, there, timeout_s=time_limit, workers=workers, progress=progress)
+    rate(store, retriever, bank, false_alarm, bool(report.indexed or report.forgotten))
     report.skipped += [(r, "missing (is the disk mounted? else: clipreel forget)") for r in gone]
-    return told(report, place, roots, json)
+    code = told(report, place, roots, json, watch)
+    canaries(store, retriever)
+    if watch:
+        from clipreel.search.watch import watch as follow
+
+        def again(found: Report) -> None:
+            told(found, place, roots, json, True)
+            canaries(store, retriever)
+
+        print(f"watching {', '.join(map(shown, there))}; Ctrl-C ends it", file=sys.stderr)
+        follow(store, retriever, there, again, timeout_s=time_limit, workers=workers)
+    return code
 
 
-def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
+def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
+    """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
+    from clipreel.search.bank import bank_of
+    from clipreel.search.calibration import FALSE_ALARM, calibrate
+
+    fact = store.facts.get("calibration", {})
+    source = which or store.facts.get("bank", "general")
+    store.set_facts(bank=source if source in ("general", "past", "none") else os.path.abspath(source))
+    if source == "none":
+        store.set_facts(calibration=None)
+        return
+    aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
+    bank = bank_of(store, source)
+    if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
+        calibrate(store, model, bank, aim)
+
+
+def canaries(store: Index, model: Retriever) -> None:
+    """Warns where the answers of saved queries moved."""
+    from clipreel.search.canary import moved
+    from clipreel.search.query import Searcher
+
+    if store.facts.get("canary"):
+        for row in moved(store, Searcher(store, model)):
+            if row.warns:
+                print(f"note: {shown(str(row))} (clipreel canary run)", file=sys.stderr)
+
+
+def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:
     """Prints what indexing did; returns the exit code."""
     if json:
         print(dump({**vars(report), "index": place}))
@@ -107,7 +161,7 @@ def told(report: Report, place: str, roots: Sequence[str], json: bool) -> int:
         print(f"note: {shown(path)}: {warning}", file=sys.stderr)
     skipped(report.skipped)
     nothing = not (report.indexed or report.moved or report.forgotten or report.unchanged)
-    if nothing and not report.skipped:
+    if nothing and not report.skipped and not stays:
         raise ClipreelError(f"no video files below {', '.join(map(shown, roots))}; nothing was indexed")
     return (2 if nothing else 1) if report.skipped else 0
 

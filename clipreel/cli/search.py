@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +19,8 @@ from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever
+    from clipreel.search.answer import Like
+    from clipreel.search.ask import Reorder
     from clipreel.search.index import Index
     from clipreel.search.query import Hit, Query
 
@@ -31,14 +36,22 @@ def search(
     index: str | None = None,
     image: Many = (),
     video: Many = (),
+    like: Many = (),
     minus: Many = (),
     minus_weight: float = 0.5,
+    weight: Many = (),
+    folder: str | None = None,
     under: str | None = None,
     name: str | None = None,
     min_duration: float = 0.0,
     max_duration: float = float("inf"),
     after: float = 0.0,
     before: float = float("inf"),
+    after_date: date | None = None,
+    before_date: date | None = None,
+    orientation: Literal["landscape", "portrait", "square"] | None = None,
+    rank: Literal["plain", "bank"] = "plain",
+    refine: Literal["none", "stored", "decode"] = "stored",
     rerank: str | None = None,
     candidates: int = 50,
     model: str | None = None,
@@ -60,14 +73,22 @@ def search(
         index: Folder or URI of the index.
         image: An image that the video should look like; may be given several times.
         video: A video that it should be like; may be given several times.
+        like: More like a video of the index: id or path, and @SECOND.
         minus: A text to take away; may be given several times.
         minus_weight: How much of it is taken away.
+        weight: How much text, image or like counts, e.g. image=2.
+        folder: Only videos in this folder of the index, Videos/2024.
         under: Only videos below this folder.
         name: Only paths that contain this.
         min_duration: Only videos at least this long, in seconds.
         max_duration: Only videos at most this long, in seconds.
         after: Only moments that end after this second.
         before: Only moments that begin before this second.
+        after_date: Only files of this day or later, 2024-05-31.
+        before_date: Only files of this day or earlier.
+        orientation: Only pictures of this shape.
+        rank: By the cosine, or by what it means for the bank.
+        refine: Whether frames of the index, or of files, sharpen a moment.
         rerank: What orders the best hits anew: folder of a head or of an ALPRO, mean, top_frames, soft_frames, or alpro
             for the model of the index.
         candidates: How many hits it looks at.
@@ -79,65 +100,86 @@ def search(
         open: Play the first hit at its moment.
         exact: Compare with every vector even where the index has an approximate index.
     """
-    from dataclasses import replace
-
+    from clipreel.search.answer import MOST, Filters, Request
+    from clipreel.search.ask import Asker
     from clipreel.search.index import Index, default_place
-    from clipreel.search.query import Filter, Query, Searcher
 
     if k < 1:
         raise ClipreelError(f"{k} results: ask for at least 1 (-k)")
+    if k > MOST:
+        raise ClipreelError(f"{k} results: at most {MOST} at once (-k)")
     store = Index(index or default_place())
-    query = Query.parse(text)
-    query = replace(
-        query,
-        minus=[*query.minus, *minus],
-        images=image,
-        videos=video,
-        minus_weight=minus_weight,
-        filter=Filter(under, name, min_duration, max_duration, after, before),
+    request = Request(
+        text,
+        minus,
+        [*image],
+        [liked(store, one) for one in like],
+        video,
+        {"minus": minus_weight, **weights(weight)},
+        Filters(
+            folder, tag, min_duration, max_duration, after_date, before_date, orientation, under, name, after, before
+        ),
+        rank=rank,
+        refine=refine,
+        rerank=rerank,
+        candidates=candidates,
+        k=k,
     )
-    if not (query.texts or image or video):
-        raise ClipreelError('the query is empty; say what to look for, e.g. clipreel search "a red circle"')
     lies = adapter or store.facts.get("adapter")
     retriever = load_model(model or store.facts["model"], False, device, lies, engine_of(store))
-    searcher = Searcher(store, retriever, exact)
-    wanted = k if rerank is None else max(k, candidates)
-    if tag:
-        from clipreel.search.tags import read_tags, tagged
-
-        allowed = tagged(read_tags(store), tag)
-        every = searcher.search(query, max(len(store.list_files()), k))
-        hits = [hit for hit in every if hit.path in allowed][:wanted]
-    else:
-        hits = searcher.search(query, wanted)
     failed: list[tuple[str, str]] = []
-    if rerank is not None:
-        hits, failed = reranked(hits, query, retriever, store, rerank, candidates, device)
-        hits = hits[:k]
-    for rank, hit in enumerate(hits, 1):
-        if json:
-            print(hit.to_json())
-        else:
-            print(f"{rank:3d}  {hit.score:.3f}  {clock(hit.start_s)}-{clock(hit.end_s)}  {shown(hit.path)}")
-    if not hits:
+    rerankers = {} if rerank is None else {rerank: reranker(rerank, retriever, store, device, failed)}
+    answer = Asker(store, retriever, rerankers=rerankers, exact=exact).answer(request)
+    if not answer.hits:
         print("nothing in the index passes these filters", file=sys.stderr)
         return 2
+    if answer.state == "nothing":
+        print("nothing here matches; these are merely the nearest", file=sys.stderr)
+    for note in answer.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for place, hit in enumerate(answer.hits, 1):
+        if json:
+            print(dump({"path": str(hit.path), **hit.to_dict(), "score": round(hit.score, 6), "state": hit.state}))
+        else:
+            words = "" if hit.words == "unrated" else f"{hit.words:12}  "
+            print(
+                f"{place:3d}  {hit.score:.3f}  {words}{clock(hit.start_s)}-{clock(hit.end_s)}  {shown(str(hit.path))}"
+            )
     if open:
-        play(hits[0].path, hits[0].start_s)
+        play(str(answer.hits[0].path), answer.hits[0].start_s)
     skipped(failed)
     return 1 if failed else 0
 
 
-def reranked(
-    hits: list[Hit], query: Query, model: Retriever, store: Index, source: str, candidates: int, device: str
-) -> tuple[list[Hit], list[tuple[str, str]]]:
-    """The first candidates in a new order and the others behind them; and files that could not be read again."""
+def liked(store: Index, text: str) -> Like:
+    """ID or PATH, with @SECOND for a moment."""
+    from clipreel.search.answer import Like
+
+    which, at, second = text.rpartition("@")
+    try:
+        at_s = float(second) if at else None
+    except ValueError:
+        which, at_s = text, None
+    which = which if at_s is not None else text
+    by_path = [k.id for k in store.known(which) if k.path == os.path.abspath(which)]
+    return Like(by_path[0] if by_path else which, at_s)
+
+
+def weights(given: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        kind, _, number = text.partition("=")
+        try:
+            found[kind] = float(number)
+        except ValueError as e:
+            raise ClipreelError(f"the weight {text!r}: say it as text=1, image=2 or like=0.5") from e
+    return found
+
+
+def reranker(source: str, model: Retriever, store: Index, device: str, failed: list[tuple[str, str]]) -> Reorder:
+    """What orders candidates anew; files that cannot be read again are added to `failed`."""
     from clipreel.adapter import is_alpro
 
-    if candidates < 1:
-        raise ClipreelError(f"{candidates} candidates: give at least 1 (--candidates)")
-    first, rest = hits[:candidates], hits[candidates:]
-    failed: list[tuple[str, str]] = []
     if source == "alpro" or is_alpro(source):
         from clipreel.alpro.retriever import AlproRetriever
         from clipreel.search.reread import reread
@@ -145,13 +187,17 @@ def reranked(
         judge = model if source == "alpro" else load_model(source, False, device)
         if not isinstance(judge, AlproRetriever):
             raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
-        first, failed = reread(first, " ".join(query.texts), judge)
-    else:
-        from clipreel.head_files import with_head
-        from clipreel.search.rerank import Reranker
 
-        first = Reranker(store, with_head(model, source))(query, first)
-    return [*first, *rest], failed
+        def again(query: Query, hits: list[Hit]) -> list[Hit]:
+            found, lost = reread(hits, " ".join(query.texts), judge)
+            failed.extend(lost)
+            return found
+
+        return again
+    from clipreel.head_files import with_head
+    from clipreel.search.rerank import Reranker
+
+    return Reranker(store, with_head(model, source))
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:
@@ -163,7 +209,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         index: Folder or URI of the index (default: the platform's data folder).
         json: Print the facts as JSON.
     """
-    from clipreel.search import ann
+    from clipreel.search import ann, calibration
     from clipreel.search.index import Index, default_place
 
     store = Index(index or default_place())
@@ -181,6 +227,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
         "duration_s": round(sum(f.duration_s for f in good), 3),
         "vectors": store.vectors.count_rows(),
         "approximate": store.facts.get("ann"),
+        "calibration": store.facts.get("calibration"),
         "skipped": bad,
     }
     if json:
@@ -191,6 +238,7 @@ def status(*, index: str | None = None, json: Flag = False) -> int:
     print(f"folders  {', '.join(map(shown, facts['folders'])) or 'none known'}")
     print(f"videos   {len(good)}, {clock(float(facts['duration_s']))} in all")
     print(f"vectors  {facts['vectors']} (segments: {described(store.facts['segments'])})")
+    print(f"scores   {calibration.described(store.facts.get('calibration'))}")
     print(f"search   {ann.described(store.facts['ann']) if 'ann' in store.facts else 'exact, in memory'}")
     skipped(bad)
     return 1 if bad else 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipreel.server.settings import Settings
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+CONNECTIONS = 1000  # at once; the next one is told to come back
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
@@ -62,7 +63,6 @@ def serve(
     from dataclasses import replace
 
     from clipreel.search.index import Index, default_place
-    from clipreel.search.indexer import check_space
     from clipreel.server.app import create_app
     from clipreel.server.loading import base_of, on_base
 
@@ -76,7 +76,6 @@ def serve(
     settings = replace(settings_of(store, host, cache, cache_gb, token), others=other)
     base = base_of(store, device, model)
     retriever = on_base(base, store, adapter)
-    check_space(store, retriever)
     address = address_of(host, listening.getsockname()[1])
     app = create_app(store.place, retriever, settings, device, base)
     shown = f"{address}/?token={settings.token}" if settings.token else address
@@ -94,6 +93,7 @@ def serve(
         "log_level": "info" if log else "warning",
         "access_log": log,
         "server_header": False,
+        "limit_concurrency": CONNECTIONS,
     }
     server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config))
     server.run(sockets=[listening])
@@ -109,6 +109,7 @@ def bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, proto)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(place)
+        listening.listen(2048)  # who comes before the model is loaded waits a moment
     except OSError as e:
         raise ClipreelError(f"{host}:{port} cannot be listened on ({e.strerror}); try --port 0") from e
     return listening

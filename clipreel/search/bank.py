@@ -69,7 +69,7 @@ def from_file(path: str | Path) -> Bank:
         raise ClipreelError(f"the bank {text_of(str(path))} cannot be read ({e}); give one query a line") from e
     kept = list(dict.fromkeys(clean(line) for line in lines if clean(line)))[: 2 * MOST]
     unanswered = tuple(line[1:].strip() for line in kept if line.startswith("!"))
-    return Bank(Path(path).name, tuple(x for x in kept if not x.startswith("!"))[:MOST], unanswered)
+    return Bank(str(Path(path).absolute()), tuple(x for x in kept if not x.startswith("!"))[:MOST], unanswered)
 
 
 def past(index: Index) -> Bank:

@@ -150,8 +150,7 @@ def calibrate(
             "held_out": len(held_out),
             "videos": len(files),
         }
-        rows = table_of(files, ours, mean, std)
-        index.guard(lambda: index.db.create_table(TABLE, rows, mode="overwrite"))
+        index.replace_table(TABLE, table_of(files, ours, mean, std))
         index.set_facts(**{FACT: fact})
     return fact
 
@@ -188,7 +187,7 @@ def encoded(index: Index, model: Retriever, bank: Bank) -> Array:
     parts = [model.encode_text(texts[i : i + 64], strip_special=True) for i in range(0, len(texts), 64)]
     vectors = np.concatenate([part.cpu().numpy() for part in parts]).astype(np.float32)
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    index.guard(lambda: index.db.create_table(VECTORS, pa.table({"vector": rows}), mode="overwrite"))
+    index.replace_table(VECTORS, pa.table({"vector": rows}))
     return vectors
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipreel.search.answer import Matched
 from clipreel.search.index import File, Index
 from clipreel.search.rerank import FrameStore, Timed
-from clipreel.search.spans import Span, sharpened
+from clipreel.search.spans import Span, best_frames, sharpened
 from clipreel.video.decode import DecodeError, read_frames
 from clipreel.video.sampling import Sampling
 from clipreel.video.shots import Segments
@@ -28,7 +28,8 @@ class Frameside:
 
     def __init__(self, index: Index, model: Retriever) -> None:
         self.index, self.model = index, model
-        self.around_s = Segments(**index.facts["segments"]).seconds
+        how = Segments(**index.facts["segments"])
+        self.around_s, self.loose = how.seconds, how.mode == "keyframes"  # too few frames to move an end by
         self.store = FrameStore(index) if index.facts.get("frames") else None
 
     def sharpen(
@@ -37,12 +38,14 @@ class Frameside:
         """Start, end and best frames of a moment; None where there are no frames to look at."""
         first = max(0.0, span.start_s - self.around_s / 2)
         last = min(file.duration_s, span.end_s + self.around_s / 2)
-        found = None if self.store is None else self.store.between(file.id, first, last)
-        if found is None and decode:
-            found = self.decoded(file, first, last)
+        kept = None if self.store is None else self.store.between(file.id, first, last)
+        found = self.decoded(file, first, last) if kept is None and decode else kept
         if found is None:
             return None
         times_s, vectors = found
+        if self.loose and kept is not None:
+            inside = (times_s >= span.start_s - 1e-3) & (times_s < span.end_s)
+            return span.start_s, span.end_s, best_frames(times_s[inside], vectors[inside] @ vector)
         return sharpened(span, times_s, vectors @ vector)
 
     def decoded(self, file: File, start_s: float, end_s: float) -> Timed | None:

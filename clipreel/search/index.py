@@ -229,6 +229,11 @@ class Index:
             self.guard(lambda k=key: self._facts.delete(f"key = '{k}'"))
         self.facts = {k: v for k, v in {**self.facts, **facts}.items() if v is not None}
 
+    def replace_table(self, name: str, rows: pa.Table) -> None:
+        """Store a table beside those of the index, in place of the one of that name."""
+        mode = "overwrite" if name in self._names() else "create"
+        self.guard(lambda: self.db.create_table(name, rows, mode=mode))
+
     def tidy(self) -> None:
         """Merge the small pieces that buffered writes leave; versions younger than an hour stay for other readers."""
         for table in (self.files, self.vectors):

@@ -81,7 +81,7 @@ def store(index: Index, tags: Sequence[Tag]) -> None:
     schema = pa.schema([*kinds.items(), ("tag", pa.string()), ("probability", pa.float32())])
     rows = [{**vars(t), "path": t.path.encode("utf-8", "surrogateescape")} for t in tags]
     with index.writing():
-        index.guard(lambda: index.db.create_table(TABLE, pa.Table.from_pylist(rows, schema), mode="overwrite"))
+        index.replace_table(TABLE, pa.Table.from_pylist(rows, schema))
 
 
 def read_tags(index: Index) -> list[Tag]:

@@ -8,13 +8,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from clipreel import __version__
+from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
+from clipreel.search.index import Index
+from clipreel.search.indexer import check_space
 from clipreel.server import errors
 from clipreel.server.metrics import Metrics
 from clipreel.server.routes import adapters, export, facts, jobs, page, search, uploads, videos
 from clipreel.server.security import Guard
 from clipreel.server.services import Services
 from clipreel.server.settings import Settings
+from clipreel.server.variants import Variants
 
 ROOT = "/api/v1"
 
@@ -24,13 +28,20 @@ def create_app(
 ) -> FastAPI:
     """A server over the index at `place` with the model that made it, and the `base` of that for other adapters.
 
-    Starting it raises ClipreelError.
+    Raises ClipreelError for an index of another model, and where no cache can be made.
     """
     metrics = Metrics()
+    first = Index(place)
+    check_space(first, model)
+    try:
+        settings.cache.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ClipreelError(f"no cache can be made at {settings.cache} ({e.strerror}); give another --cache") from e
+    variants = Variants(first, model, base or model, settings.others, settings.cache / "active")
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services.start(place, model, settings, metrics, device, base)
+        app.state.services = Services.start(place, model, settings, metrics, device, variants)
         try:
             yield
         finally:

@@ -84,7 +84,7 @@ class Jobs:
         last: dict[str, Any] = {}
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "clipreel.server.index_job", self.place, self.device),
+                *(sys.executable, "-m", "clipreel.server.index_job", self.device, self.place, *self.settings.others),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,

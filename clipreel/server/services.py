@@ -57,16 +57,14 @@ class Services:
         settings: Settings,
         metrics: Metrics,
         device: str,
-        base: Retriever | None = None,
+        variants: Variants,
     ) -> Services:
         """Call in the event loop. The routes read the index through one connection, the search thread another."""
         archive = Archive(Index(place))
         decoders = Decoders(settings.decoders, settings.decode_waiting, settings.decode_s, metrics)
         events = Events(settings.event_clients)
         uploads = Uploads(decoders, settings)
-        first = Index(place)
-        variants = Variants(first, model, base or model, settings.others, settings.cache / "active")
-        asker = Together(first, model, adapters=variants.beside)
+        asker = Together(variants.all[""].index, model, adapters=variants.beside)
         answers = Answers(asker, lambda id: str(uploads.get(id).path), variants)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)

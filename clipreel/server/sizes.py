@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from clipreel.adapter import read_config
 from clipreel.errors import ClipreelError
+from clipreel.licences import lineage, link
 from clipreel.retriever import Retriever
 
 
@@ -35,12 +35,21 @@ def model_bytes(model: Retriever) -> int:
     return sum(p.numel() * p.element_size() for p in model.network.parameters())
 
 
+def comes_from(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the model of an index comes from: base and data, each with its licence and whether that allows commercial
+    use (null where nobody said)."""
+    folder = facts.get("adapter")
+    try:
+        links = lineage(folder) if folder else [link("base", facts["model"], {})]
+    except ClipreelError:
+        links = [link("base", facts["model"], {})]
+    return [vars(found) for found in links]
+
+
 def licences(facts: dict[str, Any]) -> dict[str, str]:
-    """Licences as the adapter of an index states them: of the base and of the data; unknown where nothing is stated."""
-    stated: dict[str, str] = {}
-    if adapter := facts.get("adapter"):
-        try:
-            stated = dict(read_config(adapter).licence)
-        except ClipreelError:
-            stated = {}
-    return {"base": stated.pop("base", "unknown"), **stated}
+    """The licences of base and data in short."""
+    short: dict[str, str] = {}
+    for found in comes_from(facts):
+        before = f"{short[found['what']]}; " if found["what"] in short else ""
+        short[found["what"]] = before + found["licence"]
+    return short

@@ -14,6 +14,7 @@ from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.search.indexer import check_space
 from clipreel.server.errors import ApiError
+from clipreel.server.sizes import comes_from, licences
 
 REPORT = "report.html"
 
@@ -30,7 +31,13 @@ class Variant:
     def to_dict(self, active: bool) -> dict[str, Any]:
         """What the API says of it."""
         told: dict[str, Any] = {"name": self.name, "active": active, "helped": None, "before": None, "after": None}
-        told |= {"bytes": 0, "method": None, "licence": {}, "report": False}
+        told |= {
+            "bytes": 0,
+            "method": None,
+            "licence": licences(self.index.facts),
+            "lineage": comes_from(self.index.facts),
+        }
+        told["report"] = False
         if not self.folder:
             return told
         try:
@@ -44,7 +51,6 @@ class Variant:
             "before": recalls(config, "before"),
             "after": recalls(config, "after"),
             "bytes": size,
-            "licence": config.licence,
             "report": self.report is not None,
         }
 

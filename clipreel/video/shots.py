@@ -1,4 +1,5 @@
-"""Where a video is cut into segments: windows of fixed length, or shots found on the frames that are decoded anyway.
+"""Where a video is cut into segments: windows of fixed length, shots found on the frames that are decoded anyway, or
+intervals between the frames that the encoder stored whole.
 
 Segments come while the frames come, so that a long video is never held whole.
 """
@@ -18,8 +19,7 @@ from clipreel.errors import ClipreelError
 from clipreel.video.decode import Frames
 from clipreel.video.sampling import Sampling
 
-MODES = ("windows", "shots", "none")
-
+MODES = ("windows", "shots", "keyframes", "none")
 
 NEAR = 8  # frames on either side that a change is compared with
 Part = tuple[float, float, list[int]]  # start_s, end_s, the frames inside
@@ -40,10 +40,12 @@ def is_cut(changes: Sequence[float], i: int, floor: float = 0.08, factor: float 
 
 @dataclass(frozen=True)
 class Segments:
-    """How videos are cut for search. `windows` of `seconds` that overlap by `overlap` (0..1), `shots`, or `none`.
+    """How videos are cut for search. `windows` of `seconds` that overlap by `overlap` (0..1), `shots`, `keyframes`, or
+    `none`.
 
     Frames are read at `fps`, but never fewer than the model wants of a video; a shot longer than `seconds` is cut into
-    windows as well.
+    windows as well. `keyframes` reads nothing but the frames that the file stores whole, which costs least: each begins
+    a segment, unless the one before is not yet `seconds` long.
     """
 
     mode: str = "windows"
@@ -62,6 +64,8 @@ class Segments:
 
     def sampling(self, model: Sampling) -> Sampling:
         """The frames to read of a video."""
+        if self.mode == "keyframes":
+            return Sampling("keyframes", 0)
         return model if self.mode == "none" else Sampling("cover", model.frames, self.fps)
 
     def cut(self, frames: Frames) -> list[Part]:
@@ -100,6 +104,8 @@ class Cutter:
         if self.how.mode == "none":
             self._start_s = time_s
             return []
+        if self.how.mode == "keyframes":
+            return self._give(self._interval(time_s) if time_s - self._start_s >= self.how.seconds - 1e-6 else [])
         small, before = thumbnail(pixels), self._thumbnail
         self._thumbnail = small
         if before is None:
@@ -111,9 +117,18 @@ class Cutter:
         """The segments that end with the video."""
         if self.how.mode == "none":
             return []
+        if self.how.mode == "keyframes":
+            return self._give(self._interval(self.duration_s))
         late = range(max(0, len(self._changes) - NEAR), len(self._changes))
         parts = [p for i in late for p in self._decide(i)]
         return self._give(parts + self._windows(self.duration_s, last=True))
+
+    def _interval(self, until_s: float) -> list[Part]:
+        """The segment from the last border to this one, where a frame lies in it."""
+        inside = range(bisect_left(self._times, self._start_s), bisect_left(self._times, until_s))
+        part = (self._start_s, until_s, list(inside))
+        self._start_s = until_s
+        return [part] if inside else []
 
     def _decide(self, change: int) -> list[Part]:
         """The windows that are sure now that it is known whether there is a cut."""

@@ -1,19 +1,26 @@
 """Requests and answers over small indexes."""
 
 import os
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from clipreel import mixing
 from clipreel.errors import ClipreelError
+from clipreel.retriever import Retriever
 from clipreel.search.ask import Asker, Filters, Like, Request
 from clipreel.search.catalog import state_of
 from clipreel.search.index import Index
-from clipreel.search.indexer import update
+from clipreel.search.indexer import facts_of, update
+from clipreel.search.query import Hit as Candidate
 from clipreel.search.query import Query, Searcher
 from clipreel.search.tags import tag
+from clipreel.tuners import build
+from clipreel.video.shots import Segments
 from tests.search.tiny import library, new_index, tiny_model
 
 
@@ -150,3 +157,57 @@ def test_answers_are_plain_json_without_paths(asker: Asker) -> None:
     assert set(told) == {"hits", "state", "total", "facets", "took_ms", "notes"}
     assert "path" not in told["hits"][0]
     assert told["hits"][0]["unusual"] is None
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asker, Retriever]:
+    """A base and an adapter on it, each with an index of the same videos."""
+    place = tmp_path_factory.mktemp("two")
+    folder, base = library(place / "films"), tiny_model()
+    torch.manual_seed(1)
+    tuner = build("lora", base.clip).eval().requires_grad_(False)
+    for p in tuner.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    adapted = base.adapted(tuner, adapter="mine")
+    indexes = []
+    for model, name in ((base, "base"), (adapted, "mine")):
+        indexes.append(Index.create(place / name, facts_of(model, Segments("windows", 0.5, 0.0, 4.0))))
+        update(indexes[-1], model, [str(folder)])
+    return Asker(indexes[0], base, adapters={"mine": (adapted, indexes[1])}), adapted
+
+
+def test_an_adapter_answers_from_its_own_index(two: tuple[Asker, Retriever]) -> None:
+    asker, adapted = two
+    hits = asker.answer(Request("a red circle", adapters=["mine"])).hits
+    plain = Searcher(asker.views["mine"].index, adapted).search(Query(["a red circle"]))
+    assert [str(h.path) for h in hits] == [h.path for h in plain]
+    np.testing.assert_allclose([h.score for h in hits], [h.score for h in plain], atol=1e-6)
+    assert {h.adapter for h in hits} == {"mine"}
+
+
+def test_several_adapters_answer_in_one_pass(two: tuple[Asker, Retriever], monkeypatch: pytest.MonkeyPatch) -> None:
+    asker, passes = two[0], []
+    run = mixing.one_pass
+    monkeypatch.setattr(mixing, "one_pass", lambda r, s: passes.append(len(r)) or run(r, s))
+    answer = asker.answer(Request("a red circle -square", adapters=["", "mine"]))
+    assert passes == [4]  # two texts with each of two
+    assert sorted(h.name for h in answer.hits) == ["a.mp4", "b.mp4", "c.mkv"]
+    for view in asker.views.values():
+        own = [h for h in answer.hits if h.adapter == view.name]
+        alone = {h.video: h.score for h in asker.answer(Request("a red circle -square", adapters=[view.name])).hits}
+        assert all(h.score == pytest.approx(alone[h.video], abs=1e-5) for h in own)
+
+
+def test_a_reranker_orders_the_candidates_and_those_it_drops_are_gone(index: Index) -> None:
+    seen: list[int] = []
+
+    def backwards(query: Query, hits: list[Candidate]) -> list[Candidate]:
+        seen.append(len(hits))
+        return [replace(h, score=float(n)) for n, h in enumerate(hits[:0:-1])]
+
+    asker = Asker(index, tiny_model(), rerankers={"turn": backwards})
+    plain = names(asker, text="x")
+    answer = asker.answer(Request("x", rerank="turn", candidates=2))
+    assert [h.name for h in answer.hits] == [plain[1], plain[2]]
+    assert answer.hits[0].score == 0.0
+    assert seen == [2]

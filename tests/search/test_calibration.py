@@ -116,7 +116,7 @@ def test_a_bank_is_read_and_kept(index: Index, tmp_path: Path) -> None:
     assert not set(general().absent) & set(general().texts)
     file = tmp_path / "mine.txt"
     file.write_text("\n".join([*TEXTS, "! a thing that is not there", "", TEXTS[0]]))
-    assert from_file(file) == Bank("mine.txt", TEXTS, ("a thing that is not there",))
+    assert from_file(file) == Bank(str(file), TEXTS, ("a thing that is not there",))
     with pytest.raises(ClipreelError, match="remembers no queries"):
         past(index)
     remember(index, [*TEXTS, TEXTS[0], "\n"])

@@ -90,6 +90,13 @@ def test_status_health_skipped_and_tags(client: TestClient, archive: tuple[Path,
     assert status["index"]["bytes"] > 1000
     assert 0 <= status["index"]["age_s"] < 3600
     assert status["model"]["bytes"] > 1_000_000
+    assert status["licences"] == {"base": "Apache-2.0, part of clipreel"}
+    assert status["lineage"][0] == {
+        "what": "base",
+        "name": "shapes-tiny",
+        "licence": "Apache-2.0, part of clipreel",
+        "commercial": True,
+    }
     assert client.get(f"{API}/health").json() == {"version": 1, "status": "ok", "videos": 3}
     skipped = client.get(f"{API}/skipped").json()["files"]
     assert skipped == [

@@ -99,6 +99,8 @@ def test_an_adapter_answers_by_name_and_can_be_made_the_one_that_does(
     assert listed[1]["after"] == {"t2v": 60.0, "v2t": 60.0}
     assert listed[1]["helped"] is True
     assert listed[1]["bytes"] > 100
+    assert listed[1]["licence"] == dict.fromkeys(("base", "data"), "Apache-2.0, part of clipreel")
+    assert [x["commercial"] for x in listed[1]["lineage"]] == [True, True]
     both = client.post(f"{API}/search", json={"text": "red", "adapters": ["base", "mine"]}).json()
     assert {h["name"] for h in both["hits"]} == {"a.mp4", "b.mkv", "c.avi"}
     assert code(client.post(f"{API}/search", json={"text": "red", "adapters": ["other"]}))[0] == 404

@@ -1,5 +1,6 @@
 """Cuts and segments."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from clipreel.errors import ClipreelError
 from clipreel.video.decode import Frames
 from clipreel.video.packets import VideoInfo
+from clipreel.video.sampling import Sampling
 from clipreel.video.shots import NEAR, Cutter, Segments
 
 
@@ -82,6 +84,16 @@ def test_shots_are_segments_and_long_ones_are_windows() -> None:
 def test_a_short_video_has_no_segments() -> None:
     assert Segments().cut(film([0] * 3)) == []
     assert Segments("none").cut(film([0] * 100)) == []
+
+
+def test_intervals_of_keyframes_are_segments_and_short_ones_are_joined() -> None:
+    how = Segments("keyframes", 3.0)
+    assert how.sampling(Sampling("uniform", 12)) == Sampling("keyframes", 0)
+    shown = film([0] * 8)
+    times = np.array([0.0, 1.0, 4.0, 9.0, 10.0, 11.0, 20.0, 23.0])
+    parts = how.cut(replace(shown, times_s=times, info=replace(shown.info, duration_s=24.0)))
+    assert [p[:2] for p in parts] == [(0.0, 4.0), (4.0, 9.0), (9.0, 20.0), (20.0, 23.0), (23.0, 24.0)]
+    assert [p[2] for p in parts] == [[0, 1], [2], [3, 4, 5], [6], [7]]
 
 
 def test_wrong_values() -> None:

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from clipreel import __version__
 from clipreel.server.errors import VERSION
 from clipreel.server.services import Services, services
-from clipreel.server.sizes import index_bytes, licences, made_at, model_bytes
+from clipreel.server.sizes import comes_from, index_bytes, licences, made_at, model_bytes
 
 router = APIRouter(tags=["status"])
 Its = Annotated[Services, Depends(services)]
@@ -49,6 +49,7 @@ async def status(its: Its) -> dict[str, Any]:
             "device": str(its.model.device),
         },
         "licences": licences(facts),
+        "lineage": comes_from(facts),
         "read_only": its.settings.read_only,
         "up_s": round(time.time() - its.started, 1),
     }
