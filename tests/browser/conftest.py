@@ -187,7 +187,8 @@ def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Callable:
     def take(page, name: str) -> None:
         until(page, "[...document.images].every((i) => i.complete || i.loading === 'lazy')")
         page.wait_for_timeout(250)  # transitions
-        colours = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, dither=Image.Dither.NONE, kmeans=2)
+        full = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        colours = full.quantize(256, dither=Image.Dither.NONE, kmeans=2)
         path = folder / f"{name}.png"
         colours.save(path, optimize=True)
         assert path.stat().st_size < 150_000

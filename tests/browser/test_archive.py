@@ -80,7 +80,7 @@ def test_several_adapters_answer_at_once(open_page):
         one = {"active": False, "helped": True, "method": "lora", "licence": {}, "bytes": 1, "report": False}
         more = [{**one, "name": name, "before": None, "after": None} for name in ("garden", "harbour")]
         told = route.fetch().json()
-        route.fulfill(json={**told, "adapters": told["adapters"] + more})
+        route.fulfill(json={**told, "adapters": told["adapters"][:1] + more})
 
     def found(route):
         body = route.request.post_data_json

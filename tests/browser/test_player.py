@@ -48,7 +48,7 @@ def test_the_other_hits_are_marked_on_the_time_line(open_page):
 
     def with_moments(route):  # so that the test does not depend on where the cut-off of moments lies
         answer = route.fetch().json()
-        answer["hits"][0]["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": 0.3}]
+        answer["hits"][0]["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": 0.6}]
         route.fulfill(json=answer)
 
     page.route("**/api/v1/search", with_moments)

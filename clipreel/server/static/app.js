@@ -54,7 +54,7 @@ const adapters = new Adapters((names) => {
   state.adapters = names;
   search({ push: true });
 });
-const archive = new Archive({ changed: () => search({ quiet: true }), status: (facts) => described(facts) });
+const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts) });
 
 // ---- searching
 
@@ -98,7 +98,7 @@ function shown(answer) {
   at("notes").replaceChildren(...(answer.notes ?? []).map((n) => h("li", {}, n)));
   at("notes").hidden = !answer.notes?.length;
   more();
-  if (nothing) return nothingMatches(answer);
+  if (nothing && !(filtered(state) && !answer.hits.length)) return nothingMatches(answer);
   if (!answer.hits.length) return answer.browsing && !filtered(state) ? noVideos() : noneLeft();
   tell(null);
   at("summary").replaceChildren(...summary(answer));

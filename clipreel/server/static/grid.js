@@ -31,12 +31,15 @@ export class Grid {
   }
 
   show(hits) {
+    const kept = this.list.contains(document.activeElement) ? this.hits[this.current] : null;
     this.hits = hits;
     this.current = 0;
     this.list.dataset.shape = shapeOf(hits);
     this.width = parseFloat(getComputedStyle(this.list).gridTemplateColumns) || 288;
     this.list.replaceChildren(...hits.map((hit, i) => this.#card(hit, i)));
     this.#rove();
+    const again = kept ? hits.findIndex((hit) => keyOf(hit) === keyOf(kept)) : -1;
+    if (again >= 0) this.focus(again);
   }
 
   add(hits) {
