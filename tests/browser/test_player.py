@@ -53,8 +53,8 @@ def test_the_other_hits_are_marked_on_the_time_line(open_page):
 
     page.route("**/api/v1/search", with_moments)
     open_first(page)
-    marks = page.locator(".track .mark")
-    assert marks.count() == 2
+    page.locator(".side dt", has_text="Size").wait_for()  # facts came, and the time line is drawn for the last time
+    assert page.locator(".track .mark").count() == 2
     box, track = page.locator(".mark.best").bounding_box(), page.locator(".track").bounding_box()
     assert abs((box["x"] - track["x"]) / track["width"] - 0.5) < 0.02  # second 6 of 12
     page.get_by_title("Another hit, 0:00 to 0:03").click()
