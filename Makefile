@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 PYTEST ?=
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test lint format types bench clean
+.PHONY: install demo test browser lint format types bench clean
 
 install: $(STAMP)
 
@@ -20,6 +20,11 @@ demo: install
 
 test: install lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q -n 2 tests $(PYTEST)
+
+# the page in headless Chromium (apt-get install chromium); writes the pictures of the README
+browser: install
+	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q tests/browser --pictures docs/img $(PYTEST)
 
 lint: install
 	$(RUN)/ruff check .

@@ -1,0 +1,333 @@
+// The player: opens at the moment, with the film as its time line and the other hits marked on it.
+
+import { api } from "./api.js";
+import { announce, at, closeOutside, h, icon, iconButton, place, toast } from "./dom.js";
+import { aspect, others, telling, words } from "./grid.js";
+import { bytes, capital, clock, count, day, span } from "./say.js";
+
+const STEP_S = 5;
+const READY_MS = 1000;
+const SPEEDS = [1, 1.5, 2, 0.25, 0.5];
+
+export class Player {
+  /** `acts`: like(hit), collect(hit), collected(hit), closed(), next(by), moved(hit). */
+  constructor(acts) {
+    this.acts = acts;
+    this.dialog = at("player");
+    this.hit = null;
+    this.facts = null;
+    this.#build();
+    closeOutside(this.dialog);
+    this.dialog.addEventListener("close", () => this.#closed());
+    this.dialog.addEventListener("keydown", (e) => this.#key(e));
+  }
+
+  get isOpen() {
+    return this.dialog.open;
+  }
+
+  /** Open a hit at a second, by default its start; `hit` needs video and start_s, what else is missing is read. */
+  async open(hit, second = hit.start_s) {
+    const same = this.hit?.video === hit.video && this.dialog.open;
+    this.hit = hit;
+    if (!same) {
+      this.facts = null;
+      this.#say("");
+      this.video.poster = api.thumbnail(hit.video, second, 960);
+      this.video.src = api.media(hit.video);
+      this.stage.style.setProperty("--aspect", String(aspect(hit)));
+    }
+    if (!this.dialog.open) this.dialog.showModal();
+    this.#describe();
+    this.seek(second, true);
+    this.dialog.querySelector(".stage").focus();
+    announce(`Playing ${hit.name ?? "the video"} at ${clock(second)}`);
+    if (!same) await this.#read(hit);
+  }
+
+  close() {
+    if (this.dialog.open) this.dialog.close();
+  }
+
+  /** Go to a second, now or as soon as the video can. */
+  seek(s, play = false) {
+    this.target = { s: Math.max(s, 0), play };
+    this.#reach();
+  }
+
+  #reach() {
+    if (!this.target || this.video.readyState < 1 || this.#halfMade()) return;
+    const { s, play } = this.target;
+    this.video.currentTime = s;
+    if (play) this.video.play().catch(() => {});
+    // until the facts are known, the video may be one that cannot be sought yet
+    if (this.facts) this.target = null;
+  }
+
+  /** A video that is still being remade streams from its beginning and knows no other places. */
+  #halfMade() {
+    return Boolean(this.facts && this.facts.ready === false && this.target?.s > 0.5);
+  }
+
+  /** Ask how far the remaking is, and load the video anew when it is done. */
+  async #await(video) {
+    while (this.hit?.video === video && this.facts?.ready === false) {
+      const share = this.facts.converted ? ` (${Math.round(100 * this.facts.converted)} %)` : "";
+      this.#say(`The browser does not play this file, so it is being remade${share}. It opens at ${clock(this.target?.s ?? 0)} when it is ready.`, false);
+      await new Promise((done) => setTimeout(done, READY_MS));
+      const facts = await api.video(video);
+      if (this.hit?.video !== video) return;
+      this.facts = facts;
+    }
+    this.#say("");
+    this.target ??= { s: this.video.currentTime, play: !this.video.paused };
+    this.video.src = api.media(video);
+  }
+
+  get duration() {
+    const known = this.hit?.duration_s ?? this.facts?.duration_s;
+    return known || (Number.isFinite(this.video.duration) ? this.video.duration : 0);
+  }
+
+  async #read(hit) {
+    try {
+      const facts = await api.video(hit.video);
+      if (this.hit?.video !== hit.video) return;
+      this.facts = facts;
+      this.hit = { ...facts, video: hit.video, ...this.hit, end_s: this.hit.end_s ?? facts.duration_s };
+      if (facts.state === "missing") this.#say("This file is gone since it was indexed. “Index now” takes it out; if it was moved, the new place is found.");
+      else if (facts.playable === "no") this.#say(facts.why ?? "This file cannot be played here.");
+      else if (facts.state === "changed") this.#say("This file has changed since it was indexed; the moment may have moved. “Index now” reads it again.", false);
+      this.#describe();
+      if (facts.ready === false && facts.playable !== "no") await this.#await(hit.video);
+      else this.#reach();
+    } catch (error) {
+      this.#say(error.message);
+    }
+  }
+
+  #build() {
+    this.video = h("video", { playsinline: true, preload: "auto", "aria-label": "The video" });
+    this.said = h("p", { class: "said", role: "alert", hidden: true });
+    this.stage = h("div", { class: "stage", tabindex: "-1" }, this.video, this.said);
+    this.name = h("h2", { id: "player-name" });
+    this.where = h("p", { class: "where" });
+    this.side = h("div", { class: "side" });
+    this.toggle = iconButton("play", "Play", () => this.#playPause());
+    this.time = h("span", { class: "time" });
+    this.mute = iconButton("sound", "Mute", () => (this.video.muted = !this.video.muted));
+    this.speed = h("button", { type: "button", class: "text", "aria-label": "Speed", onclick: () => this.#faster() }, "1×");
+    this.track = h("div", { class: "track", role: "slider", tabindex: "0", "aria-label": "Position in the video", "aria-valuemin": "0" });
+    const controls = h(
+      "div",
+      { class: "controls" },
+      this.toggle,
+      this.time,
+      h("span", { class: "room" }),
+      this.speed,
+      this.mute,
+      iconButton("full", "Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.stage.requestFullscreen())),
+    );
+    const head = h(
+      "header",
+      {},
+      h("div", { class: "title" }, this.name, this.where),
+      iconButton("before", "Previous result", () => this.acts.next(-1)),
+      iconButton("after", "Next result", () => this.acts.next(1)),
+      iconButton("close", "Close", () => this.dialog.close()),
+    );
+    this.dialog.append(h("div", { class: "sheet" }, head, h("div", { class: "body" }, h("div", { class: "show" }, this.stage, this.track, controls), this.side)));
+    this.#listen();
+  }
+
+  #listen() {
+    const v = this.video;
+    v.addEventListener("loadedmetadata", () => this.#reach());
+    v.addEventListener("click", () => this.#playPause());
+    v.addEventListener("timeupdate", () => this.#tick());
+    v.addEventListener("seeked", () => this.#tick());
+    for (const name of ["play", "pause"]) v.addEventListener(name, () => this.#playing());
+    v.addEventListener("waiting", () => this.stage.classList.add("waiting"));
+    for (const name of ["playing", "canplay", "error"]) v.addEventListener(name, () => this.stage.classList.remove("waiting"));
+    v.addEventListener("volumechange", () => {
+      this.mute.replaceChildren(icon(v.muted ? "silent" : "sound"));
+      this.mute.setAttribute("aria-label", v.muted ? "Sound on" : "Mute");
+    });
+    v.addEventListener("error", () => {
+      if (v.getAttribute("src") && this.said.hidden) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
+    });
+    let held = false;
+    const go = (e) => {
+      const box = this.track.getBoundingClientRect();
+      this.seek(Math.min(Math.max((e.clientX - box.left) / box.width, 0), 1) * this.duration);
+    };
+    this.track.addEventListener("pointerdown", (e) => {
+      if (e.target.closest("button")) return;
+      held = true;
+      this.track.setPointerCapture(e.pointerId);
+      go(e);
+    });
+    this.track.addEventListener("pointermove", (e) => held && go(e));
+    this.track.addEventListener("pointerup", () => (held = false));
+    this.track.addEventListener("pointercancel", () => (held = false));
+  }
+
+  #say(message, stops = true) {
+    this.said.textContent = message;
+    this.said.hidden = !message;
+    this.said.classList.toggle("beside", !stops);
+  }
+
+  /** Everything that depends on the hit: names, the film with its marks, the moments, the facts. */
+  #describe() {
+    const hit = this.hit;
+    this.name.textContent = hit.name ?? "";
+    this.where.textContent = [hit.folder, day(hit.date)].filter(Boolean).join(" · ");
+    this.stage.style.setProperty("--aspect", String(aspect(hit)));
+    const duration = this.duration;
+    const moments = this.#moments();
+    this.track.replaceChildren();
+    if (duration) {
+      const room = this.track.clientWidth / Math.max(this.track.clientHeight, 1) || 12;
+      const frames = Math.min(Math.max(Math.round(room / aspect(hit)), 3), 24);
+      this.track.style.setProperty("--frames", String(frames));
+      this.track.append(h("img", { src: api.strip(hit.video, frames, 0, duration, 120), alt: "", draggable: "false" }));
+      for (const m of moments) this.track.append(this.#mark(m, duration));
+      this.track.setAttribute("aria-valuemax", duration.toFixed(1));
+    }
+    this.needle = this.track.appendChild(h("b", { class: "needle" }));
+    this.side.replaceChildren(this.#actions(), this.#list(moments), this.#facts());
+    this.#tick();
+  }
+
+  #moments() {
+    const { hit } = this;
+    if (hit.score === undefined) return [];
+    const first = { start_s: hit.start_s, end_s: hit.end_s, score: hit.score, best: true };
+    return [first, ...others(hit)];
+  }
+
+  #mark(m, duration) {
+    const label = `${m.best ? "The moment" : "Another hit"}, ${clock(m.start_s)} to ${clock(m.end_s)}`;
+    const go = () => this.#goTo(m);
+    const mark = h("button", { type: "button", class: m.best ? "mark best" : "mark", "aria-label": label, title: label, tabindex: "-1", onclick: go });
+    return place(mark, m.start_s / duration, m.end_s / duration);
+  }
+
+  #goTo(m) {
+    this.seek(m.start_s, true);
+    this.acts.moved(this.hit, m.start_s);
+  }
+
+  #actions() {
+    const { hit } = this;
+    const kept = this.acts.collected(hit);
+    const collect = h("button", { type: "button", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
+    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.video.currentTime }) }, icon("like"), "More like this");
+    const link = iconButton("link", "Copy a link to this second", () => this.#copy());
+    return h("div", { class: "actions" }, collect, like, link);
+  }
+
+  async #copy() {
+    const address = new URL(location.href);
+    address.searchParams.set("t", this.video.currentTime.toFixed(2));
+    try {
+      await navigator.clipboard.writeText(address.href);
+      toast(`Copied: the link opens at ${clock(this.video.currentTime)}`);
+    } catch {
+      toast("The browser does not allow copying here; the address bar holds the link.", null, true);
+    }
+  }
+
+  #list(moments) {
+    if (!moments.length) return "";
+    const { hit } = this;
+    const row = (m) =>
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          { type: "button", class: "moment", onclick: () => this.#goTo(m) },
+          h("img", { src: api.thumbnail(hit.video, m.best ? telling(hit) : (m.start_s + m.end_s) / 2, 240), alt: "", loading: "lazy" }),
+          h("span", {}, h("strong", {}, span(m.start_s, m.end_s)), m.best ? words(hit) : h("small", {}, `cosine ${m.score.toFixed(3)}`)),
+        ),
+      );
+    const title = moments.length === 1 ? "One moment" : `${count(moments.length, "moment")} in this video`;
+    return h("section", {}, h("h3", {}, title), h("ol", { class: "moments" }, ...moments.map(row)));
+  }
+
+  #facts() {
+    const all = { ...this.hit, ...this.facts };
+    const rows = [
+      ["Length", all.duration_s ? clock(all.duration_s, true) : ""],
+      ["Picture", all.width ? `${all.width} × ${all.height}` : ""],
+      ["Size", all.bytes ? bytes(all.bytes) : ""],
+      ["Date", day(all.date)],
+      ["Tags", (all.tags ?? []).map((t) => t.name ?? t).join(", ")],
+      ["Plays", all.playable === "remux" || all.playable === "transcode" ? `${capital(all.playable)}d for the browser` : ""],
+    ];
+    const told = rows.filter(([, v]) => v).flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]);
+    return h("dl", { class: "facts" }, ...told);
+  }
+
+  #tick() {
+    const now = this.video.currentTime;
+    const { duration } = this;
+    this.time.textContent = `${clock(now, true)} / ${clock(duration)}`;
+    if (!this.needle || !duration) return;
+    place(this.needle, now / duration);
+    this.track.setAttribute("aria-valuenow", now.toFixed(1));
+    this.track.setAttribute("aria-valuetext", `${clock(now)} of ${clock(duration)}`);
+  }
+
+  #playPause() {
+    if (this.video.paused) this.video.play().catch(() => {});
+    else this.video.pause();
+  }
+
+  #playing() {
+    const { paused } = this.video;
+    this.toggle.replaceChildren(icon(paused ? "play" : "pause"));
+    this.toggle.setAttribute("aria-label", paused ? "Play" : "Pause");
+    this.toggle.title = paused ? "Play" : "Pause";
+  }
+
+  #faster() {
+    const next = SPEEDS[(SPEEDS.indexOf(this.video.playbackRate) + 1) % SPEEDS.length];
+    this.video.playbackRate = next;
+    this.speed.textContent = `${next}×`;
+  }
+
+  #key(e) {
+    if (e.altKey || e.ctrlKey || e.metaKey) return;
+    const pressed = e.target.closest("button");
+    const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
+    const now = this.video.currentTime;
+    if (e.key === " " || e.key === "k") {
+      if (e.key === " " && pressed) return;
+      this.#playPause();
+    } else if (e.key === "ArrowLeft") this.seek(now - STEP_S);
+    else if (e.key === "ArrowRight") this.seek(Math.min(now + STEP_S, this.duration));
+    else if (e.key === "ArrowUp") this.acts.next(-1);
+    else if (e.key === "ArrowDown") this.acts.next(1);
+    else if (e.key === "Home") this.seek(0);
+    else if (e.key === ",") this.seek(now - 0.04);
+    else if (e.key === ".") this.seek(now + 0.04);
+    else if (e.key === "n") this.seek(moments.find((s) => s > now + 0.2) ?? moments[0] ?? 0);
+    else if (e.key === "p") this.seek(moments.findLast((s) => s < now - 0.5) ?? moments.at(-1) ?? 0);
+    else if (e.key === "c") (this.acts.collect(this.hit), this.#describe());
+    else if (e.key === "m") this.acts.like({ ...this.hit, matched: null, at_s: now });
+    else return;
+    e.preventDefault();
+  }
+
+  #closed() {
+    this.video.pause();
+    this.video.removeAttribute("src");
+    this.video.load();
+    this.stage.classList.remove("waiting");
+    this.hit = this.facts = this.target = null;
+    this.acts.closed();
+  }
+}

@@ -1,0 +1,133 @@
+"""The player: the moment, the other hits, the keys, files that browsers do not play, files that are gone."""
+
+from __future__ import annotations
+
+from tests.browser.steps import CARDS, RING, ask, until, wait_first
+
+NOW = "document.querySelector('video').currentTime"
+
+
+def open_first(page) -> None:
+    ask(page, RING)
+    wait_first(page, "the long table.mp4")
+    page.locator(f"{CARDS} .shot").first.click()
+
+
+def test_it_plays_at_the_moment(open_page, picture):
+    page = open_page()
+    open_first(page)
+    until(page, f"{NOW} > 6.2 && !document.querySelector('video').paused")
+    assert page.evaluate(NOW) < 9
+    assert "t=6.00" in page.url
+    assert page.get_by_role("dialog").get_by_role("heading", name="the long table.mp4").is_visible()
+    page.keyboard.press("Space")
+    until(page, "document.querySelector('video').paused")
+    picture(page, "player")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('#player').open")
+    assert "video=" not in page.url
+    assert page.locator(f"{CARDS} .shot").first.evaluate("(e) => e === document.activeElement")
+
+
+def test_back_closes_it_and_a_link_opens_it(open_page):
+    page = open_page()
+    open_first(page)
+    until(page, f"{NOW} >= 6")
+    link = page.url.partition("/?")[2]
+    page.go_back()
+    until(page, "!document.querySelector('#player').open")
+    other = open_page(f"/?{link}")
+    until(other, f"document.querySelector('#player').open && {NOW} >= 6")
+    other.keyboard.press("Escape")
+    until(other, "!document.querySelector('#player').open")
+    assert "video=" not in other.url
+
+
+def test_the_other_hits_are_marked_on_the_time_line(open_page):
+    page = open_page()
+
+    def with_moments(route):  # so that the test does not depend on where the cut-off of moments lies
+        answer = route.fetch().json()
+        answer["hits"][0]["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": 0.6}]
+        route.fulfill(json=answer)
+
+    page.route("**/api/v1/search", with_moments)
+    open_first(page)
+    page.locator(".side dt", has_text="Size").wait_for()  # facts came, and the time line is drawn for the last time
+    assert page.locator(".track .mark").count() == 2
+    box, track = page.locator(".mark.best").bounding_box(), page.locator(".track").bounding_box()
+    assert abs((box["x"] - track["x"]) / track["width"] - 0.5) < 0.02  # second 6 of 12
+    page.get_by_title("Another hit, 0:00 to 0:03").click()
+    until(page, f"{NOW} < 3")
+    page.keyboard.press("n")
+    until(page, f"{NOW} >= 6")
+    page.locator(".track").click(position={"x": track["width"] * 0.9, "y": 20})
+    until(page, f"{NOW} > 10")
+
+
+def test_a_frame_of_the_film_strip_opens_there(open_page):
+    page = open_page()
+    ask(page, RING)
+    wait_first(page, "the long table.mp4")
+    film = page.locator(".card .film").first
+    box = film.bounding_box()
+    film.hover(position={"x": box["width"] * 0.8, "y": 10})
+    assert page.locator(".card .sprite img").count() == 1
+    film.click(position={"x": box["width"] * 0.8, "y": 10})
+    until(page, f"{NOW} > 8")
+
+
+def test_by_keyboard_alone(open_page):
+    page = open_page()
+    page.locator(CARDS).first.wait_for()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("/")
+    page.keyboard.type(RING, delay=10)
+    wait_first(page, "the long table.mp4")
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.matches('.card:first-child .shot')")
+    page.keyboard.press("ArrowRight")
+    until(page, "document.activeElement.matches('.card:nth-child(2) .shot')")
+    page.keyboard.press("ArrowDown")
+    until(page, "document.activeElement.matches('.card:nth-child(6) .shot')")
+    page.keyboard.press("Home")
+    page.keyboard.press("c")
+    until(page, "document.querySelector('.card .collect').getAttribute('aria-pressed') === 'true'")
+    page.keyboard.press("Enter")
+    until(page, f"document.querySelector('#player').open && {NOW} > 6 && !document.querySelector('video').paused")
+    page.keyboard.press("Space")
+    until(page, "document.querySelector('video').paused")
+    page.keyboard.press("ArrowRight")
+    until(page, f"{NOW} > 10")
+    page.keyboard.press("ArrowDown")
+    until(page, "document.querySelector('#player-name').textContent !== 'the long table.mp4'")
+    page.keyboard.press("Escape")
+    until(page, "document.activeElement.matches('.card:nth-child(2) .shot')")
+    page.keyboard.press("?")
+    until(page, "document.querySelector('#keys').open")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    until(page, "document.activeElement.id === 'q'")
+
+
+def test_what_the_browser_does_not_play_is_remade(open_page, living):
+    page = open_page(served=living)
+    card = page.locator(CARDS, has_text="old camera.avi").locator(".shot")
+    card.click()
+    until(page, "document.querySelector('video').readyState >= 2")
+    page.get_by_text("Transcoded for the browser").wait_for()
+    until(page, "document.querySelector('.said').hidden")
+    page.locator(".track").click(position={"x": 400, "y": 20})
+    until(page, f"{NOW} > 3")
+
+
+def test_a_file_that_is_gone_is_said_to_be(open_page, living):
+    film = living.film("kites")
+    moved = film.path.with_name("elsewhere.tmp")
+    film.path.rename(moved)
+    try:
+        page = open_page(served=living)
+        page.locator(CARDS, has_text="kites.mp4").locator(".shot").click()
+        page.locator(".said", has_text="gone since it was indexed").wait_for()
+    finally:
+        moved.rename(film.path)
