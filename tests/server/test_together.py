@@ -77,7 +77,7 @@ def tuned(archive: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
     """A second index of the same videos, made with an adapter; its report lies beside the adapter."""
     folder = tmp_path_factory.mktemp("tuned")
     tuner = build("lora", model().clip, {})
-    facts = {"helped": True, "licence": {"base": "Apache-2.0", "data": "own"}}
+    facts = {"helped": True, "licence": {"base": "shapes-tiny", "data": "shapes"}}
     facts["metrics"] = {
         when: {w: {"R@1": r} for w in ("t2v", "v2t")} for when, r in (("before", 40.0), ("after", 60.0))
     }
