@@ -14,6 +14,7 @@ _WHERE = {
     "save_adapter": "clipreel.adapter",
     "save_head": "clipreel.head_files",
     "with_head": "clipreel.head_files",
+    "Index": "clipreel.search.index",
     "Retriever": "clipreel.retriever",
     "ClipreelError": "clipreel.errors",
 }
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from clipreel.head_files import save_head, with_head
     from clipreel.official import load_official
     from clipreel.retriever import Retriever
+    from clipreel.search.index import Index
 
 __all__ = [
     "ClipreelError",
+    "Index",
     "Retriever",
     "__version__",
     "load",

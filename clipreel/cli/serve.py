@@ -63,8 +63,8 @@ def serve(
     from dataclasses import replace
 
     from clipreel.search.index import Index, default_place
+    from clipreel.search.loading import base_of, on_base
     from clipreel.server.app import create_app
-    from clipreel.server.loading import base_of, on_base
 
     if host == "":
         raise ClipreelError("--host is empty: give an address of this machine, e.g. 127.0.0.1")

@@ -174,3 +174,9 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as the HTTP API gives it (without the version)."""
         return {**asdict(self), "hits": [hit.to_dict() for hit in self.hits]}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from clipreel.search.notebook import view
+
+        return view(self)

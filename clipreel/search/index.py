@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from clipreel.search.answer import Answer
+    from clipreel.search.ask import Asker
+
 SCHEMA = 1
 LEVELS = ("video", "segment")
 
@@ -101,6 +104,7 @@ class Index:
                 f"the index at {self.place} has schema {self.facts.get('schema')}, this version reads {SCHEMA}; "
                 "index again into another folder"
             )
+        self._asker: Asker | None = None
         self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in ("files", "vectors"))
 
     @classmethod
@@ -241,6 +245,21 @@ class Index:
 
     # -------------------------------------------------------------- reading
 
+    def search(self, text: str = "", *, device: str = "auto", **request: Any) -> Answer:
+        """What `text` and the other fields of a `Request` ask (k, images, like, minus, filters, rank ...).
+
+        The model of the index is loaded on the first call. Raises ClipreelError for what cannot be asked.
+
+        `clipreel.Index("my-index").search("a red circle", k=3)`
+        """
+        from clipreel.search.answer import Request
+        from clipreel.search.ask import Asker
+        from clipreel.search.loading import model_of
+
+        if self._asker is None:
+            self._asker = Asker(self, model_of(self, device))
+        return self._asker.answer(Request(text, **request))
+
     def read_facts(self) -> dict[str, Any]:
         rows = self.guard(lambda: self._facts.to_arrow().to_pylist())
         return {r["key"]: json.loads(r["value"]) for r in rows}
@@ -275,9 +294,13 @@ class Index:
 
     def version(self) -> tuple[int, ...]:
         """Changes when another process wrote; the facts are read again."""
+        try:
+            for table in (self._facts, self.files, self.vectors):
+                self.guard(lambda t=table: t.checkout_latest())
+        except ClipreelError:  # another index may have taken the place of this one (migrate.py)
+            names = ("facts", "files", "vectors")
+            self._facts, self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in names)
         tables = (self._facts, self.files, self.vectors)
-        for table in tables:
-            self.guard(lambda t=table: t.checkout_latest())
         self.facts = self.read_facts()
         return tuple(t.version for t in tables)
 

@@ -13,7 +13,7 @@ from clipreel.search.bank import bank_of
 from clipreel.search.calibration import FALSE_ALARM, calibrate
 from clipreel.search.index import Index, text_of
 from clipreel.search.indexer import Report, update
-from clipreel.server.loading import model_of
+from clipreel.search.loading import model_of
 
 EVERY_S = 0.25
 COUNTED = ("indexed", "moved", "forgotten", "unchanged")

@@ -75,7 +75,11 @@ def test_another_model_grows_beside_and_takes_the_place(tmp_path: Path) -> None:
     assert (again.indexed, again.unchanged) == (0, 3)
     with pytest.raises(ClipreelError, match="was begun before"):
         migrate.grow(index, tiny_model(2))
+    before = Searcher(Index(index.place), first)
+    before.search(Query(["a"]))
     migrate.switch(index.place, second)
+    with pytest.raises(ClipreelError, match="was made with"):  # whoever had the old one open
+        before.search(Query(["a"]))
     now = Index(index.place)
     check_space(now, second)
     assert not any(m.warns for m in canary.moved(now, Searcher(now, second)))
