@@ -297,12 +297,13 @@ class Index:
         try:
             for table in (self._facts, self.files, self.vectors):
                 self.guard(lambda t=table: t.checkout_latest())
+            self.facts = self.read_facts()
         except ClipreelError:  # another index may have taken the place of this one (migrate.py)
+            self.db = self._connect()
             names = ("facts", "files", "vectors")
             self._facts, self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in names)
-        tables = (self._facts, self.files, self.vectors)
-        self.facts = self.read_facts()
-        return tuple(t.version for t in tables)
+            self.facts = self.read_facts()
+        return tuple(t.version for t in (self._facts, self.files, self.vectors))
 
 
 def arranged(table: pa.Table, files: Sequence[File], number: dict[str, int] | None = None) -> Moments:

@@ -114,8 +114,8 @@ class Searcher:
         from clipreel.search.indexer import check_space
 
         version = self.index.version()
+        check_space(self.index, self.model)  # another index may have taken its place (migrate.py)
         if self._source is None or version != self._version:
-            check_space(self.index, self.model)  # another index may have taken its place (migrate.py)
             approximate = self.index.facts.get("ann") and not self.exact
             self._source = Approximate(self.index) if approximate else self.index.moments()
             self._version = version
