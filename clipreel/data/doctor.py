@@ -7,7 +7,6 @@ log and taken from there while the file does not change, so a stopped run goes o
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from clipreel.data.sets import Part
 from clipreel.errors import ClipreelError
+from clipreel.video.content import content_hash
 from clipreel.video.decode import Stream, stream_frames
 from clipreel.video.many import stream_many
 from clipreel.video.packets import DecodeError
@@ -32,7 +32,6 @@ EVERY = Sampling("mv_adapter", 1 << 30)  # every frame of a file
 SIDE, MOMENTS = 8, 8  # what is kept of the pictures: a grid of grey levels at a few moments
 ALIKE = 2.0  # grey levels, mean difference of two files that show the same; another encoding of it stays below
 FLAT = 1.0  # grey levels, spread of a file that shows nothing
-PIECE = 1 << 20
 KINDS = {
     "missing": "There is no such file.",
     "broken": "No frame can be decoded.",
@@ -122,18 +121,6 @@ def tiny(frame: Tensor) -> Tensor:
     return some.view(SIDE, 4, SIDE, 4).mean((1, 3)).round().to(torch.uint8)[None]
 
 
-def content(path: str) -> str:
-    """Identity of a file: its size and its first, middle and last MiB."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as f:
-        size = os.fstat(f.fileno()).st_size
-        digest.update(str(size).encode())
-        for start in sorted({0, max(0, size // 2 - PIECE // 2), max(0, size - PIECE)}):
-            f.seek(start)
-            digest.update(f.read(PIECE))
-    return digest.hexdigest()
-
-
 def look_at(
     paths: Sequence[Path],
     log: Path,
@@ -200,7 +187,7 @@ def watched(path: Path, stream: Stream | DecodeError, then: tuple[int, int]) -> 
         constant_rate=info.constant_rate,
         warnings=tuple(stream.warnings),
         decode_s=stream.decode_s,
-        mark=content(str(path)),
+        mark=content_hash(str(path)),
         look=base64.b64encode(look).decode(),
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
+from clipreel.video.content import content_hash
 from clipreel.video.quarantine import NAME, read_quarantine
 
 SUFFIXES = frozenset(
@@ -18,7 +18,6 @@ SUFFIXES = frozenset(
         *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv"),
     )
 )
-PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,6 @@ def _found(path: str, unreadable: list[tuple[str, str]]) -> Iterator[Found]:
         unreadable.append((path, "not-video (not a regular file)"))
         return
     yield Found(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
-
-
-def content_hash(path: str) -> str:
-    """Identity of a file's content: its size and its first, middle and last MiB (an archive may hold terabytes)."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as f:
-        size = os.fstat(f.fileno()).st_size
-        digest.update(str(size).encode())
-        for start in sorted({0, max(0, size // 2 - PIECE // 2), max(0, size - PIECE)}):
-            f.seek(start)
-            digest.update(f.read(PIECE))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from clipreel.search.catalog import label
 from clipreel.search.index import File, Index, text_of
-from clipreel.search.library import content_hash
 from clipreel.search.tags import TABLE, read_tags
 from clipreel.server.errors import ApiError
+from clipreel.video.content import content_hash
 from clipreel.video.packets import WHAT_TO_DO
 
 FRESH_S = 1.0  # how long an answer about the version of the index holds

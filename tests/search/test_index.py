@@ -19,9 +19,10 @@ from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.search.index import Index, NoIndex
 from clipreel.search.indexer import Report, facts_of, update
-from clipreel.search.library import content_hash, walk
+from clipreel.search.library import walk
 from clipreel.search.query import Filter, Hit, Query, Searcher, best_per_file
 from clipreel.search.vectors import MOST_FRAMES, spread, vectors_of
+from clipreel.video.content import content_hash
 from clipreel.video.decode import Stream
 from clipreel.video.packets import VideoInfo
 from clipreel.video.shots import Segments
