@@ -25,6 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--realdata", default=None, metavar="DIR", help="folder of real videos, annotations, vocabulary")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tests of the page run where their folder is asked for, and nowhere else: they need a browser."""
+    browser = HERE / "browser"
+    if collection_path != browser and browser not in collection_path.parents:
+        return None
+    asked = [Path(str(a).partition("::")[0]).resolve() for a in config.args]
+    return None if any(a == browser or browser in a.parents for a in asked) else True
+
+
 def fixture_files(folders: list[Path]) -> list[Path]:
     """Every fixture below the folders; an empty or missing folder is an error, not an empty test run."""
     files: list[Path] = []

@@ -26,13 +26,6 @@ START_S = 120  # a server loads its model; a busy machine takes its time
 WAIT_MS = 20_000
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """These tests run where their folder is asked for, and nowhere else: they need a browser."""
-    here = Path(__file__).parent
-    asked = [Path(str(a).partition("::")[0]).resolve() for a in config.args]
-    return None if any(a == here or here in a.parents for a in asked) else True
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", default=None, metavar="DIR", help="where the pictures of the README are written")
     parser.addoption("--chromium", default=None, metavar="FILE", help="the browser, where it is not on the path")
