@@ -98,6 +98,13 @@ class Clock:
 
 STATED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that state the size of pictures and their times
 
+# containers that hold their own pictures: playlists (HLS, DASH, concat) would make a file of the archive open others
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,kux,gif,apng,ogg,asf,asf_o,mpeg,mpegvideo,mpegts,mpegtsraw,"
+    "mxf,nut,rm,dv,gxf,nsv,nuv,swf,wtv,ty,pva,amv,ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,mjpeg,cavsvideo,"
+    "dirac,dnxhd,yuv4mpegpipe,mp3,aac,flac,wav,aiff"
+)
+
 
 def check_file(path: Path) -> None:
     """Raises DecodeError for what cannot be a video file before anything is opened."""
@@ -129,11 +136,12 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
         name = os.fsencode(path).decode("utf-8", "surrogateescape")
         # opening decodes a picture to learn its format; containers that state sizes and times do not need it, and at
         # 1080p it costs as much as a keyframe
+        known = {"format_whitelist": FORMATS}
         light = {"skip_frame": "all"} if looks_stated(path) else {}
-        container = av.open(name, metadata_errors="ignore", options=light)
+        container = av.open(name, metadata_errors="ignore", options={**known, **light})
         if light and not (container.format.name in STATED and all(s.width for s in container.streams.video)):
             container.close()
-            container = av.open(name, metadata_errors="ignore")
+            container = av.open(name, metadata_errors="ignore", options=known)
     except (av.FFmpegError, UnicodeError, OSError) as e:
         raise DecodeError(path, "not-video", str(getattr(e, "strerror", "") or type(e).__name__)) from e
     streams = [s for s in container.streams.video if not is_cover(s)]

@@ -232,3 +232,19 @@ def test_real_clips_behave(real_clip: Path) -> None:
     assert (np.diff(found.times_s) >= 0).all()
     assert found.info.constant_rate == (real_clip.name != "vfr.mp4")
     assert (found.info.rotation == 90) == (real_clip.name == "nasa_13013_rotated.mp4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{film}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {film}\n",
+    ],
+)
+def test_a_playlist_does_not_open_other_files(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "film.mp4", frames=12)
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(text.format(film="film.mp4"))
+    with pytest.raises(DecodeError) as e:
+        read_frames(playlist, Sampling("uniform", 2))
+    assert e.value.reason == "not-video"
