@@ -60,11 +60,13 @@ def serve(
         import uvicorn
     except ImportError as e:
         raise ClipreelError("the server needs fastapi and uvicorn: pip install 'clipreel[server]'") from e
+    import logging
     from dataclasses import replace
 
     from clipreel.search.index import Index, default_place
     from clipreel.search.loading import base_of, on_base
     from clipreel.server.app import create_app
+    from clipreel.server.security import WithoutToken
 
     if host == "":
         raise ClipreelError("--host is empty: give an address of this machine, e.g. 127.0.0.1")
@@ -95,8 +97,9 @@ def serve(
         "server_header": False,
         "limit_concurrency": CONNECTIONS,
     }
-    server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config))
-    server.run(sockets=[listening])
+    made = uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config)
+    logging.getLogger("uvicorn.access").addFilter(WithoutToken())  # after the config, which sets loggers up
+    uvicorn.Server(made).run(sockets=[listening])
     return 0
 
 

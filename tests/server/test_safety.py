@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import struct
 import threading
 import time
@@ -21,7 +22,7 @@ from clipreel.server.desk import Desk
 from clipreel.server.errors import Busy
 from clipreel.server.events import KEPT, Events
 from clipreel.server.metrics import Metrics
-from clipreel.server.security import is_loopback, own_names
+from clipreel.server.security import WithoutToken, is_loopback, own_names
 from tests.server.conftest import API, Serve, code, ids, services
 
 
@@ -271,3 +272,10 @@ def test_the_cache_drops_the_longest_unused(tmp_path: Path) -> None:
     assert (len(again), again.size) == (1, 100)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.bin"] or again.get("a") is not None
     assert not (tmp_path / "left.part").exists()
+
+
+def test_the_log_does_not_show_the_token() -> None:
+    args = ("127.0.0.1:9", "GET", "/?x=1&token=s3cret&y=2", "1.1", 303)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', args, None)
+    assert WithoutToken().filter(record)
+    assert record.getMessage() == '127.0.0.1:9 - "GET /?x=1&token=...&y=2 HTTP/1.1" 303'
