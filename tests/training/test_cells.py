@@ -21,7 +21,7 @@ from clipreel.tuners.counting import ARCHITECTURES
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RUNS = [CONFIGS / "clip_vip" / f"{n}.yaml" for n in ("post_pretrain_b32", "post_pretrain_b16", "shapes")]
 TABLES = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if "cells" in yaml.safe_load(p.read_text())]
-STUDY = [p for p in sorted(CONFIGS.glob("shapes/*.yaml")) if p.stem != "default"]
+STUDY = [p for g in ("shapes", "ablation/heads") for p in sorted((CONFIGS / g).glob("*.yaml")) if p.stem != "default"]
 OF_MODEL = {"openai/clip-vit-base-patch32": "ViT-B/32", "openai/clip-vit-base-patch16": "ViT-B/16"}
 
 
