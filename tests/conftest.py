@@ -53,7 +53,7 @@ def real_folder(config: pytest.Config) -> Path | None:
     given = config.getoption("--realdata")
     if given is None:
         return None
-    folder = Path(given)
+    folder = Path(given).resolve()  # tests make links to its files
     if not (folder / "clips").is_dir():
         raise pytest.UsageError(f"--realdata {folder}: expected a folder that contains clips/")
     return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipreel.video import decode
 from clipreel.video.decode import probe, read_frames
@@ -248,3 +249,12 @@ def test_a_playlist_does_not_open_other_files(tmp_path: Path, text: str) -> None
     with pytest.raises(DecodeError) as e:
         read_frames(playlist, Sampling("uniform", 2))
     assert e.value.reason == "not-video"
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tiff"])
+def test_a_picture_is_a_film_of_one_frame(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"0001.{ending}"
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(path)
+    pixels = read_frames(path, Sampling("uniform", 1)).pixels
+    assert pixels.shape == (1, 48, 64, 3)
+    assert abs(pixels.float().mean().item() - 200) < 3
