@@ -98,7 +98,8 @@ class Clock:
 
 STATED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that state the size of pictures and their times
 
-# containers that hold their own pictures, and single pictures: playlists (HLS, DASH, concat) would make a file of the archive open others
+# containers that hold their own pictures, and single pictures: playlists (HLS, DASH, concat) would make a file of the
+# archive open others
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,kux,gif,apng,ogg,asf,asf_o,mpeg,mpegvideo,mpegts,mpegtsraw,"
     "mxf,nut,rm,dv,gxf,nsv,nuv,swf,wtv,ty,pva,amv,ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,mjpeg,cavsvideo,"
