@@ -228,7 +228,8 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     columns = min(len(panels), PANELS)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
-    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(places[: len(panels)], panels, strict=True):
         for corpus, name in enumerate((panel.gap.first, panel.gap.second)):
             for cluster, mark in enumerate("ox"):
                 own = (panel.origin == corpus) & (panel.cluster == cluster)
@@ -236,6 +237,6 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
                 axes.scatter(*panel.points[own].T, s=8, marker=mark, color=f"C{corpus}", alpha=0.6, label=label)
         axes.set(title=f"NMI {panel.gap.nmi[0]:.3f}", xticks=[], yticks=[])
         axes.legend(fontsize=7)
-    for axes in figure.axes[len(panels) :]:
+    for axes in places[len(panels) :]:
         axes.set_visible(False)
     figure.savefig(path, dpi=120)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def frames_at(path: Path, moments: list[float], width: int) -> list[Image.Image]
         for moment in moments:
             if last is None or moment < position or moment - position > 4.0:
                 source, last = shown(container, stream, moment), None
-            for frame, _ in zip(source, range(LOOK_AHEAD), strict=False):
+            for frame in islice(source, LOOK_AHEAD):
                 last, count = frame, count + 1
                 position = count / rate if frame.time is None else frame.time - zero
                 if position >= moment - 0.02:
