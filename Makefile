@@ -4,6 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin
 # more options for pytest, e.g. make test PYTEST="--fixtures DIR --realdata DIR"
 PYTEST ?=
+# where make browser puts its pictures
+PICTURES ?= docs/img
+BENCHMARKS ?= encode evaluation decode search index readers loader training mv_adapter clip_vip alpro moments server fuzz
 STAMP := $(VENV)/installed
 
 .PHONY: install demo test browser lint format types bench clean
@@ -24,7 +27,7 @@ test: install lint
 # the page in headless Chromium (apt-get install chromium); writes the pictures of the README
 browser: install
 	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q tests/browser --pictures docs/img $(PYTEST)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q tests/browser --pictures $(PICTURES) $(PYTEST)
 
 lint: install
 	$(RUN)/ruff check .
@@ -39,7 +42,7 @@ types: install
 
 bench: install
 	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[bench,int8]'
-	for b in encode evaluation decode search index loader training; do $(RUN)/python benchmarks/$$b.py; done
+	for b in $(BENCHMARKS); do $(RUN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,6 +63,20 @@ def in_turns(peers: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Best and median seconds of each peer."""
     return {n: {"best_s": min(t), "median_s": statistics.median(t)} for n, t in times.items()}
+
+
+def in_fresh_process(script: str, asked: Sequence[str], args: argparse.Namespace, options: Sequence[str]) -> Any:
+    """The JSON that `SCRIPT --alone ASKED` prints, with these options as they were given here.
+
+    Freed tensors leave that process at once, so that its peak is that of the tensors and not of malloc's heap.
+    """
+    given = [word for option in options for word in (f"--{option}", str(getattr(args, option)))]
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    words = [sys.executable, script, "--alone", *asked, *given]
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SystemExit(f"{', '.join(asked)}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return json.loads(done.stdout)
 
 
 def save(name: str, result: dict[str, object]) -> None:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +22,7 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 from encode import caption_ids
-from machine import describe, in_turns, save, summary
+from machine import describe, in_fresh_process, in_turns, save, summary
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from training import Ours, kept_bytes, memory, synchronised
@@ -47,6 +44,7 @@ from clipreel.video.transforms import Preprocess
 
 SIZES = ("ViT-B/32", "ViT-B/16")
 PEERS = ("mv_adapter", "official way", "st_adapter", "full")
+OPTIONS = ("videos", "frames", "threads", "device", "precision", "layers")  # that a process of its own is given too
 TASKS, STEPS, QUERIES = 5, 5, 40
 
 
@@ -164,17 +162,6 @@ def alone(size: str, name: str, args: argparse.Namespace) -> dict[str, int]:
     return {"peak_bytes": peak, "kept_bytes": kept_bytes(lambda: peer.loss(batch), nn.ModuleList([clip, peer.tuner]))}
 
 
-def in_fresh_process(size: str, name: str, args: argparse.Namespace) -> dict[str, int]:
-    asked = [sys.executable, __file__, "--alone", size, name]
-    for option in ("videos", "frames", "threads", "device", "precision", "layers"):
-        asked += [f"--{option}", str(getattr(args, option))]
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(asked, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise SystemExit(f"{size}, {name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-    return json.loads(done.stdout)
-
-
 def training(size: str, clip: Clip, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds and memory of a step, and the numbers that it trains."""
     peers = {name: Ours(clip, tuner_of(name, clip, args.frames), args) for name in PEERS}
@@ -182,7 +169,7 @@ def training(size: str, clip: Clip, args: argparse.Namespace) -> dict[str, dict[
     rows = summary(in_turns(steps, args.rounds))
     for name, peer in peers.items():
         count = sum(p.numel() for p in peer.recipe.trained().values())
-        rows[name] |= {"trained": count, **in_fresh_process(size, name, args)}
+        rows[name] |= {"trained": count, **in_fresh_process(__file__, (size, name), args, OPTIONS)}
     return rows
 
 

@@ -13,16 +13,13 @@ import argparse
 import ctypes
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from encode import B32, caption_ids
-from machine import describe, in_turns, save, summary
+from machine import describe, in_fresh_process, in_turns, save, summary
 from plain_loop import Plain, PlainLoop
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +36,7 @@ from clipreel.tuners import build
 from clipreel.video.transforms import Preprocess
 
 METHODS, MICRO = ("vop", "vop_fc", "full"), {"clipreel": 1, "clipreel 1/2": 2, "clipreel 1/4": 4}
+OPTIONS = ("videos", "frames", "threads", "device", "precision")  # that a process of its own is given too
 OPTIM = OptimConfig("adamw", lr=1e-5, decay=0.2, eps=1e-6, clip_norm=1.0)
 
 
@@ -198,18 +196,6 @@ def alone(method: str, name: str, args: argparse.Namespace) -> dict[str, int]:
     return out
 
 
-def in_fresh_process(method: str, name: str, args: argparse.Namespace) -> dict[str, int]:
-    asked = [sys.executable, __file__, "--alone", method, name]
-    for option in ("videos", "frames", "threads", "device", "precision"):
-        asked += [f"--{option}", str(getattr(args, option))]
-    # freed tensors leave the process at once, so that the peak is that of the tensors and not of malloc's heap
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(asked, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise SystemExit(f"{method}, {name}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
-
-
 def gemm(args: argparse.Namespace) -> tuple[Callable[[], object], float]:
     """A product of two square matrices in this precision, ten times, and its FLOP."""
     n = 8192 if args.device != "cpu" else 2048
@@ -250,7 +236,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, object]:
         rows[name] = {**times[name], "gflop": flop / 1e9, "share_of_peak": flop / times[name]["best_s"] / peak}
     del plain, ours, steps
     for name, row in rows.items():
-        row |= in_fresh_process(method, name, args)
+        row |= in_fresh_process(__file__, (method, name), args, OPTIONS)
     ours_row, theirs = rows["clipreel"], rows["transformers"]
     out |= {"peers": rows, "gemm_peak_gflops": peak / 1e9, "speed_ratio": theirs["best_s"] / ours_row["best_s"]}
     return out | {f"{m}_ratio": ours_row[f"{m}_bytes"] / theirs[f"{m}_bytes"] for m in ("peak", "kept")}

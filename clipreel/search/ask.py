@@ -6,6 +6,7 @@ go through the base once, each row with its adapter (`clipreel.mixing`).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +64,8 @@ class Asker:
     candidates anew, by the name that a request says.
     """
 
+    view_class: type[View] = View
+
     def __init__(
         self,
         index: Index,
@@ -72,10 +75,10 @@ class Asker:
         rerankers: Mapping[str, Reorder] | None = None,
         exact: bool = False,
     ) -> None:
-        self.first = View("", index, retriever, exact)
+        self.first = self.view_class("", index, retriever, exact)
         self.views = {"": self.first}
         for name, (model, other) in (adapters or {}).items():
-            self.views[name] = View(name, other, model, exact)
+            self.views[name] = self.view_class(name, other, model, exact)
         self.rerankers = dict(rerankers or {})
 
     def answer(self, request: Request) -> Answer:
@@ -172,8 +175,8 @@ class Asker:
         return Hit(
             video=file.id,
             path=Path(file.path),
-            name=text_of(Path(file.path).name),
-            folder=view.catalog.label(file.path),
+            name=text_of(os.path.basename(file.path)),
+            folder=view.catalog.labels[one.file],
             start_s=start_s,
             end_s=end_s,
             score=one.score,

@@ -26,16 +26,13 @@ class Catalog:
         """`tags` are those of each path."""
         self.files, self.roots, self._tags = files, tuple(roots), tags
 
-    def label(self, path: str) -> str:
-        """The folder of a file from the name of the indexed folder on, e.g. Videos/2024; never a place on the disk."""
-        return label(path, self.roots)
-
     def tags(self, file: File) -> tuple[str, ...]:
         return tuple(self._tags.get(file.path, ()))
 
     @cached_property
     def labels(self) -> list[str]:
-        return [self.label(f.path) for f in self.files]
+        """The folder of each file from the name of the indexed one on, e.g. Videos/2024; never a place on the disk."""
+        return [label(f.path, self.roots) for f in self.files]
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -100,7 +97,7 @@ def label(path: str, roots: Iterable[str]) -> str:
     for root in roots:
         root = root.rstrip(os.sep)
         if path.startswith(root + os.sep):
-            below = os.path.dirname(os.path.relpath(path, root))
+            below = os.path.dirname(path[len(root) + 1 :])
             return text_of("/".join(part for part in (os.path.basename(root), *below.split(os.sep)) if part))
     return text_of(os.path.basename(os.path.dirname(path)))
 

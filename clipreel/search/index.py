@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,18 @@ class Moments:
     start_s: NDArray[np.float32]
     end_s: NDArray[np.float32]
     files: tuple[File, ...]
+
+    @cached_property
+    def firsts(self) -> NDArray[np.int64]:
+        """The first row of each file that has any: rows are in order of file."""
+        return np.flatnonzero(np.diff(self.file, prepend=-1))
+
+    def best(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The highest of the rows' scores (N,) of each file (V,), -inf for a file without rows."""
+        best = np.full(len(self.files), -np.inf, np.float32)
+        if len(self.firsts):
+            best[self.file[self.firsts]] = np.maximum.reduceat(scores, self.firsts)
+        return best
 
 
 def default_place() -> str:

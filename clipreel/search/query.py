@@ -169,10 +169,7 @@ class Searcher:
 
 def best_per_file(moments: Moments, scores: NDArray[np.float32], k: int) -> list[Hit]:
     """Videos by their best row; the moment shown is the best segment where there are segments."""
-    best = np.full(len(moments.files), -np.inf, np.float32)
-    firsts = np.flatnonzero(np.diff(moments.file, prepend=-1))  # rows are in order of file, and files of path
-    if len(firsts):
-        best[moments.file[firsts]] = np.maximum.reduceat(scores, firsts)
+    best = moments.best(scores)
     hits = []
     for i in leaders(best, k):
         first, last = np.searchsorted(moments.file, [i, i + 1])

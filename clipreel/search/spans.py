@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from clipreel.search.answer import Matched
 
 KEEP = 0.7  # of the way from a video's usual score to the best one, for a neighbour to belong to the moment
+TOUCH_S = 1e-3  # by so much may what touches be apart
 LEVEL = 0.5  # of that way, for a frame
 MOST = 8  # moments of a video
 
@@ -32,34 +34,35 @@ def spans(
     A moment grows from its best segment over touching ones while these score at least KEEP of the way from the median
     to the best. What overlaps a moment and does not belong to it is left out.
     """
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(np.isfinite(scores))].tolist()
+    # a search makes this for each hit: on a few numbers Python's own are ten times as fast as arrays
+    score, start, end = scores.tolist(), start_s.tolist(), end_s.tolist()
+    usual = (score[order[(len(order) - 1) // 2]] + score[order[len(order) // 2]]) / 2 if order else 0.0
     found: list[Span] = []
-    free = np.isfinite(scores)
-    usual = float(np.median(scores[free])) if free.any() else 0.0
-    while free.any() and len(found) < most:
-        best = int(np.argmax(np.where(free, scores, -np.inf)))
-        least = usual + KEEP * (float(scores[best]) - usual)
+    taken: set[int] = set()
+
+    def free(n: int) -> bool:
+        apart = all(end[n] <= s.start_s + TOUCH_S or start[n] >= s.end_s - TOUCH_S for s in found)
+        return apart and n not in taken and math.isfinite(score[n])
+
+    def goes_on(n: int, before: int, after: int, least: float) -> bool:
+        return score[n] >= least and start[after] <= end[before] + TOUCH_S and free(n)
+
+    for best in order:
+        if len(found) == most:
+            break
+        if not free(best):
+            continue
         first = last = best
-        if scores[best] > usual:
-            while (
-                first > 0 and free[first - 1] and scores[first - 1] >= least and touch(end_s[first - 1], start_s[first])
-            ):
+        if score[best] > usual:
+            least = usual + KEEP * (score[best] - usual)
+            while first > 0 and goes_on(first - 1, first - 1, first, least):
                 first -= 1
-            while (
-                last + 1 < len(scores)
-                and free[last + 1]
-                and scores[last + 1] >= least
-                and touch(end_s[last], start_s[last + 1])
-            ):
+            while last + 1 < len(score) and goes_on(last + 1, last, last + 1, least):
                 last += 1
-        span = Span(float(start_s[first]), float(end_s[first : last + 1].max()), float(scores[best]), best)
-        found.append(span)
-        free[first : last + 1] = False
-        free &= (end_s <= span.start_s + 1e-3) | (start_s >= span.end_s - 1e-3)
+        taken.update(range(first, last + 1))
+        found.append(Span(start[first], max(end[first : last + 1]), score[best], best))
     return found
-
-
-def touch(end_s: float, start_s: float) -> bool:
-    return bool(start_s <= end_s + 1e-3)
 
 
 def sharpened(

@@ -123,11 +123,7 @@ class View:
             moments = source
         fits = allowed[moments.file] & (moments.end_s > f.ends_after_s) & (moments.start_s < f.starts_before_s)
         scores = np.where(fits, moments.vectors @ vector, -np.inf).astype(np.float32)
-        best = np.full(len(moments.files), -np.inf, np.float32)
-        firsts = np.flatnonzero(np.diff(moments.file, prepend=-1))  # rows are in order of file
-        if len(firsts):
-            best[moments.file[firsts]] = np.maximum.reduceat(scores, firsts)
-        return Scored(moments, scores, best)
+        return Scored(moments, scores, moments.best(scores))
 
 
 def time_condition(ends_after_s: float, starts_before_s: float) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -21,7 +20,7 @@ from clipreel.server.archive import Archive
 from clipreel.server.errors import ApiError, Busy
 from clipreel.server.media import Media, RangedFile
 from clipreel.server.messages import Place as Wanted
-from clipreel.server.sandbox import environment
+from clipreel.server.sandbox import child
 from clipreel.server.settings import Settings
 
 LIMIT_S = 900.0
@@ -78,13 +77,7 @@ class Cutting:
 
     async def _made(self, places: Sequence[Place], how: How) -> Response:
         out = self.folder / f"{secrets.token_hex(8)}.zip"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "clipreel.exports.cut", str(out), how),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=environment(),
-        )
+        process = await child("exports.cut", str(out), how, stdin=asyncio.subprocess.PIPE)
         try:
             task = process.communicate(json.dumps([asdict(p) for p in places]).encode())
             said, _ = await asyncio.wait_for(task, LIMIT_S)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import secrets
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 from clipreel.server.errors import ApiError
 from clipreel.server.events import Events
-from clipreel.server.sandbox import environment
+from clipreel.server.sandbox import child
 from clipreel.server.settings import Settings
 
 STOP_S = 10.0  # a job has to store what it has
@@ -83,13 +82,7 @@ class Jobs:
         self._tell(job)
         last: dict[str, Any] = {}
         try:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "clipreel.server.index_job", self.device, self.place, *self.settings.others),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=environment(),
-            )
+            self.process = await child("server.index_job", self.device, self.place, *self.settings.others)
             assert self.process.stdout is not None
             async for line in self.process.stdout:
                 last = json.loads(line)

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -29,7 +28,7 @@ from clipreel.server.archive import Archive
 from clipreel.server.cache import Cache, disk_full, key_of
 from clipreel.server.errors import ApiError, Busy
 from clipreel.server.metrics import Metrics
-from clipreel.server.sandbox import Decoders, environment
+from clipreel.server.sandbox import Decoders, child
 from clipreel.server.settings import Settings
 
 PIECE = 256 * 1024
@@ -147,14 +146,7 @@ class Conversion:
         """To the end, whatever it is; `finished` and `error` say how."""
         watch = None
         try:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "clipreel.server.converting"),
-                *(self.source.path, str(self.part), str(self.done), self.how),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=environment(),
-            )
+            self.process = await child("server.converting", self.source.path, str(self.part), str(self.done), self.how)
             watch = asyncio.create_task(self._watch(self.process, idle_s))
             last = await asyncio.wait_for(self._follow(self.process), self.limit_s)
             if not last.get("done"):

@@ -28,16 +28,7 @@ class Decoder:
     async def ask(self, task: dict[str, Any], body: bytes, limit_s: float) -> tuple[dict[str, Any], bytes]:
         fresh = self.process is None or self.process.returncode is not None
         if fresh:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "clipreel.server.decoding",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                limit=LINE,
-                env=environment(),
-            )
+            self.process = await child("server.decoding", stdin=asyncio.subprocess.PIPE)
         try:
             return await asyncio.wait_for(self._exchange(task, body), limit_s + (START_S if fresh else 0.0))
         except asyncio.TimeoutError:  # an OSError too, since Python 3.11
@@ -109,6 +100,18 @@ class Decoders:
     async def close(self) -> None:
         for _ in range(self.count):
             await (await self.idle.get()).end()
+
+
+async def child(module: str, *words: str, stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+    """`python -m clipreel.MODULE WORDS`, which says in its output what it does."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", f"clipreel.{module}", *words),
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        limit=LINE,
+        env=environment(),
+    )
 
 
 def environment() -> dict[str, str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from clipreel.retriever import Retriever
 from clipreel.search.ann import Approximate
 from clipreel.search.answer import Answer, Facets, Filters, Request
-from clipreel.search.ask import Asker, Reorder
+from clipreel.search.ask import Asker
 from clipreel.search.catalog import Catalog
 from clipreel.search.index import Index, Moments
 from clipreel.search.query import Query, Searcher
@@ -130,13 +131,12 @@ class Holding(Searcher):
 class KeptView(View):
     """A view that looks at the disk now and then, and finds scores that were made for many requests."""
 
-    def __init__(self, view: View) -> None:
-        super().__init__(view.name, view.index, remembering(view.model), view.searcher.exact)
-        self.searcher = self.holding = Holding(view.index, self.model, view.searcher.exact)
+    def __init__(self, name: str, index: Index, model: Retriever, exact: bool = False) -> None:
+        super().__init__(name, index, remembering(model), exact)
+        self.searcher = self.holding = Holding(index, self.model, exact)
         self.ready: dict[bytes, Vector] = {}
         self.busy = False
         self._looked = 0.0
-        self._firsts: tuple[Moments | None, NDArray[np.int64]] = (None, np.empty(0, np.int64))
 
     def refresh(self) -> None:
         """Not in the middle of a batch, whose requests all see one state of the index."""
@@ -165,13 +165,7 @@ class KeptView(View):
             return super().scored(vector, wanted, allowed, request)
         if not allowed.all():
             scores = np.where(allowed[source.file], scores, np.float32(-np.inf))
-        best = np.full(len(source.files), -np.inf, np.float32)
-        if self._firsts[0] is not source:  # rows are in order of file
-            self._firsts = source, np.flatnonzero(np.diff(source.file, prepend=-1))
-        firsts = self._firsts[1]
-        if len(firsts):
-            best[source.file[firsts]] = np.maximum.reduceat(scores, firsts)
-        return Scored(source, scores, best)
+        return Scored(source, scores, source.best(scores))
 
 
 def products(queries: Vector, vectors: Vector) -> Vector:
@@ -186,20 +180,12 @@ def products(queries: Vector, vectors: Vector) -> Vector:
 class Together(Asker):
     """An asker for many requests at once. For one thread."""
 
-    def __init__(
-        self,
-        index: Index,
-        retriever: Retriever,
-        *,
-        adapters: Mapping[str, tuple[Retriever, Index]] | None = None,
-        rerankers: Mapping[str, Reorder] | None = None,
-        exact: bool = False,
-    ) -> None:
-        super().__init__(index, retriever, adapters=adapters, rerankers=rerankers, exact=exact)
-        self.kept = {name: KeptView(view) for name, view in self.views.items()}
-        self.views = dict(self.kept)
-        self.first = self.views[""]
-        self._ready: list[Vector] | None = None
+    view_class = KeptView
+    _ready: list[Vector] | None = None
+
+    @cached_property
+    def kept(self) -> dict[str, KeptView]:
+        return {name: view for name, view in self.views.items() if isinstance(view, KeptView)}
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """An answer for each request, or the error that it deserves."""

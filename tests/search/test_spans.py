@@ -47,6 +47,33 @@ def test_moments_never_overlap_and_the_best_comes_first(scores: list[float]) -> 
     assert all(a.end_s <= b.start_s + 1e-3 for a, b in itertools.pairwise(ordered))
 
 
+def plain_spans(start_s: np.ndarray, end_s: np.ndarray, scores: np.ndarray, most: int = 8) -> list[tuple[float, ...]]:
+    """`spans` without lists: over arrays, with what is free as a mask."""
+    found: list[tuple[float, ...]] = []
+    free = np.isfinite(scores)
+    usual = np.median(scores[free]) if free.any() else 0.0
+    while free.any() and len(found) < most:
+        best = first = last = int(np.argmax(np.where(free, scores, -np.inf)))
+        belongs = free & (scores >= usual + 0.7 * (scores[best] - usual)) & (scores[best] > usual)
+        joined = start_s[1:] <= end_s[:-1] + 1e-3
+        while first > 0 and belongs[first - 1] and joined[first - 1]:
+            first -= 1
+        while last + 1 < len(scores) and belongs[last + 1] and joined[last]:
+            last += 1
+        begin, end = start_s[first], end_s[first : last + 1].max()
+        found.append((begin, end, scores[best], best))
+        free[first : last + 1] = False
+        free &= (end_s <= begin + 1e-3) | (start_s >= end - 1e-3)
+    return found
+
+
+@given(st.lists(st.one_of(st.integers(-5, 5), st.just(-np.inf)), max_size=30), st.sampled_from([3.0, 4.0, 8.0, 12.0]))
+def test_moments_are_those_of_the_plain_way(scores: list[float], seconds: float) -> None:
+    start, asked = np.arange(len(scores), dtype=np.float32) * 4, np.array(scores, np.float32)
+    found = [(s.start_s, s.end_s, s.score, s.best) for s in spans(start, start + seconds, asked)]
+    assert found == plain_spans(start, start + seconds, asked)
+
+
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=12).filter(lambda x: max(x) > 0))
 def test_the_greatest_sum_is_that_of_all_runs(gain: list[int]) -> None:
     first, last = greatest_sum(np.array(gain, np.float32))
