@@ -28,7 +28,6 @@ from clipreel.server.settings import Settings
 
 COOKIE = "clipreel_token"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "

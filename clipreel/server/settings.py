@@ -26,7 +26,6 @@ class Settings:
     body_bytes: int = 256 * 1024
     body_s: float = 30.0
     query_string_bytes: int = 16 * 1024
-    text_chars: int = 2000
 
     search_waiting: int = 256
     search_batch: int = 64
@@ -53,6 +52,5 @@ class Settings:
 
     event_clients: int = 32
     jobs_kept: int = 32
-    export_hits: int = 1000
     cut_hits: int = 50
     cut_s: float = 3600.0  # of video in one export of cut files

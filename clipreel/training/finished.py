@@ -106,10 +106,6 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise ClipreelError(f"{path} is no report of a run ({e}); run it again") from e
 
 
-def is_run(path: Path) -> bool:
-    return path.is_dir() and ((path / REPORT).is_file() or (path / ABOUT).is_file() or bool(seeds_of(path)))
-
-
 def seeds_of(path: Path) -> list[Path]:
     return sorted((p for p in path.glob("seed-*") if (p / REPORT).is_file()), key=lambda p: (len(p.name), p.name))
 
