@@ -2,8 +2,8 @@
 
 `python benchmarks/server.py [--segments 200000] [--clients 50] [--requests 10000]` -> results/server.json. The server
 is a process of its own, started by `clipreel serve`; clients are tasks of this one, so both share the machine. Every
-query is another text, and no client waits between its requests: a harder load than people make. Vectors are random
-units as wide as the model's; --model takes any source.
+query is another text. Clients that type ask about once a second each, the others at once when they have an answer: as
+much as the server can do. Vectors are random units as wide as the model's; --model takes any source.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,11 +28,13 @@ from machine import describe, save
 
 from clipreel.adapter import load
 from clipreel.retriever import Retriever
+from clipreel.search.calibration import calibrate
 from clipreel.search.index import Index, file_schema, vector_schema
 from clipreel.search.indexer import facts_of
 from clipreel.video.shots import Segments
 
 PER_FILE, PIECE = 8, 20_000
+TYPING_S = 1.0  # between two requests of a client that types
 COLOURS = ("red", "green", "blue", "yellow", "white", "orange", "cyan", "purple")
 SHAPES = ("circle", "square", "star", "moon", "cross", "bar", "triangle", "ring")
 DEEDS = ("moves to the left", "grows", "shrinks", "rises", "falls", "turns around", "comes to rest", "goes away")
@@ -39,8 +42,9 @@ PLACES = ("above", "below", "left of", "right of", "behind", "in front of", "bes
 
 
 def texts() -> list[str]:
-    """4096 different queries, in a fixed random order."""
-    every = [f"a {c} {s} {d} {p} a thing" for c, s, d, p in itertools.product(COLOURS, SHAPES, DEEDS, PLACES)]
+    """32,768 different queries, in a fixed random order: none comes twice, so none is remembered."""
+    parts = itertools.product(COLOURS, SHAPES, DEEDS, PLACES, COLOURS)
+    every = [f"a {c} {s} {d} {p} a {other} thing" for c, s, d, p, other in parts]
     return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
 
 
@@ -71,6 +75,7 @@ def made_index(place: str, model: Retriever, segments: int) -> None:
             pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
         ]
         index.vectors.add(pa.Table.from_arrays(columns, schema=vector_schema(width)))
+    calibrate(index, model)
 
 
 def started(place: str, model: str, cache: str) -> tuple[subprocess.Popen[str], str]:
@@ -91,14 +96,18 @@ async def first_answer(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.02)
 
 
-async def hammered(client: httpx.AsyncClient, clients: int, requests: int, queries: Any) -> dict[str, Any]:
-    """Milliseconds and errors of `requests` by `clients` that do not wait."""
+async def asked(
+    client: httpx.AsyncClient, clients: int, requests: int, queries: Any, pause_s: float = 0.0
+) -> dict[str, Any]:
+    """Milliseconds and errors of `requests` by `clients`, each of which waits `pause_s` on average before it asks."""
     ms: list[float] = []
     errors: list[str] = []
     left = iter(range(requests))
+    pause = random.Random(0)
 
     async def one() -> None:
         for _ in left:
+            await asyncio.sleep(pause.uniform(0, 2 * pause_s))
             began = time.perf_counter()
             try:
                 answer = await client.post("/api/v1/search", json={"text": next(queries), "k": 24})
@@ -136,16 +145,18 @@ async def measured(place: str, model: str, clients: int, requests: int, cache: s
         async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
             await first_answer(client)
             start_s = round(time.perf_counter() - began, 2)
-            alone = await hammered(client, 1, min(50, requests), queries)
-            await hammered(client, clients, min(500, requests), queries)  # warm: pools, allocator
+            alone = await asked(client, 1, min(50, requests), queries)
+            await asked(client, clients, min(500, requests), queries)  # warm: pools, allocator
+            typing = await asked(client, clients, max(1, requests // 5), queries, TYPING_S)
             before = memory_mb(process.pid)
-            load = await hammered(client, clients, requests, queries)
+            load = await asked(client, clients, requests, queries)
             after = memory_mb(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     memory = {"before_mb": before, "after_mb": after, "requests_between": requests}
-    return {"first_answer_s": start_s, "one_client": alone, "many_clients": load, "memory": memory}
+    loads = {"one_client": alone, "clients_that_type": typing, "clients_that_do_not_wait": load}
+    return {"first_answer_s": start_s, **loads, "memory": memory}
 
 
 def main() -> None:
@@ -162,7 +173,7 @@ def main() -> None:
         made_index(place, model, args.segments)
         found = asyncio.run(measured(place, args.model, args.clients, args.requests, str(Path(scratch, "cache"))))
     about = {"segments": args.segments, "width": model.embed_dim, "model": args.model}
-    save(args.out, {"machine": describe(), **about, **found})
+    save(args.out, {"machine": describe("torch", "fastapi", "uvicorn"), **about, **found})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A training step of VoP, F+C and full tuning at ViT-B/32: ours, and a plain loop with transformers (plain_loop.py).
 
-`python benchmarks/training.py [--videos N] [--threads N]` -> results/training.json. First loss and gradients of both
-are compared, with the same weights, prompts and batch; then they are timed in turns. Memory is measured in a process of
-its own for each: `peak_bytes` above weights and moments, and `kept_bytes`, exactly what autograd holds
-between forward and backward. `1/2` and `1/4` are feature-cache micro-batches of that share of the batch.
+`python benchmarks/training.py [--videos N] [--threads N] [--out NAME]` -> results/NAME.json (training). First loss and
+gradients of both are compared, with the same weights, prompts and batch; then they are timed in turns. Memory is
+measured in a process of its own for each: `peak_bytes` above weights and moments, and `kept_bytes`, exactly what
+autograd holds between forward and backward. `1/2` and `1/4` are feature-cache micro-batches of that share of the batch.
 `--device cuda --precision bfloat16 --videos 32` gives the same on a GPU, and the share of its measured GEMM peak.
 """
 
@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", default="training", help="name of the file in results")
     parser.add_argument("--alone", nargs=2, metavar=("METHOD", "PEER"), help="only the memory of one, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -268,7 +269,7 @@ def main() -> None:
     for method in args.methods:
         result[method] = measured = measure(method, args)
         print(method, {k: round(v, 3) for k, v in measured.items() if isinstance(v, float)}, flush=True)
-    save("training" if args.device == "cpu" else f"training_{args.device}", result)
+    save(args.out if args.device == "cpu" else f"{args.out}_{args.device}", result)
 
 
 if __name__ == "__main__":

@@ -78,16 +78,12 @@ class Calibration:
             return None
         return float(np.searchsorted(self.scores[file], np.float16(score)) / self.scores.shape[1])
 
-    def deviation(self, files: NDArray[np.int64], scores: Array) -> Array:
-        """How many standard deviations scores lie above what the bank reaches with these files (NaN: unknown)."""
-        return (scores - self.mean[files]) / self.std[files]
-
     def words(self, file: int, score: float) -> str:
         """A score in words: strong, good or weak match, unlikely; unrated for a file that is not calibrated."""
         share = self.unusual(file, score)
         if share is None:
             return "unrated"
-        above = float(self.deviation(np.array([file]), np.array([score], np.float32))[0]) - self.fact["cutoff"]
+        above = (score - float(self.mean[file])) / float(self.std[file]) - self.fact["cutoff"]
         if above >= STRONG:
             return "strong match"
         return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
