@@ -104,7 +104,7 @@ class Archive:
             tags_of=tags_of,
             folders=sorted(Counter(labels.values()).items()),
             tags=Counter(t for ts in tags_of.values() for t in ts).most_common(),
-            skipped=[f for f in every if f.reason],
+            skipped=sorted((f for f in every if f.reason), key=lambda f: f.path),  # so that pages do not overlap
             vectors=self.index.vectors.count_rows(),
             duration_s=sum(f.duration_s for f in files.values()),
             members=members,
