@@ -147,7 +147,7 @@ def rate(store: Index, model: Retriever, which: str | None, false_alarm: float |
     aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
     bank = bank_of(store, source)
     if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
-        calibrate(store, model, bank, aim)
+        calibrate(store, model, bank, aim, Progress("reading the queries that scores are compared with"))
 
 
 def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:

@@ -134,3 +134,13 @@ def test_without_a_bank_there_is_no_ranking_by_it(tmp_path: Path) -> None:
         Asker(index, tiny_model()).answer(Request("x", rank="bank"))
     with pytest.raises(ClipreelError, match="false-alarm rate of 2"):
         calibrate(index, tiny_model(), false_alarm=2)
+
+
+def test_encoding_a_bank_tells_how_far_it_is(tmp_path: Path) -> None:
+    index, told = new_index(tmp_path / "i"), []
+    update(index, tiny_model(), [str(library(tmp_path / "v", ("a.mp4",)))])
+    bank = Bank("other", tuple(f"a dog {n}" for n in range(40)), absent(30))
+    calibrate(index, tiny_model(), bank, 0.1, lambda *at: told.append(at))
+    assert told == [(32, 70), (64, 70), (70, 70)]
+    calibrate(index, tiny_model(), bank, 0.2, lambda *at: told.append(at))
+    assert len(told) == 3  # the vectors are kept
