@@ -43,6 +43,8 @@ class Settings:
 
     conversions: int = 2
     conversions_waiting: int = 8
+    seeks: int = 2  # conversions from a moment on, beside those of whole videos
+    seek_idle_s: float = 5.0
     conversion_s: float = 3600.0
     conversion_idle_s: float = 60.0
     media_wait_s: float = 1.5
