@@ -39,7 +39,7 @@ EXAMPLE: dict[int | str, dict[str, Any]] = {
                             "tags": ["dog"],
                             "moments": [{"start_s": 40.0, "end_s": 44.0, "score": 0.28}],
                             "matched": [{"at_s": 13.5, "score": 0.33}],
-                            "adapter": None,
+                            "adapter": "base",
                         }
                     ],
                     "facets": {
