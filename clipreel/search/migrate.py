@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from clipreel.errors import ClipreelError
-from clipreel.search import canary
+from clipreel.search import canary, judged
 from clipreel.search.index import Index
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Searcher
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NEXT, BEFORE = ".next", ".before"
 # what an archive knows of itself, whatever model looks at it
-CARRIED = ("roots", "time_limit", "judged")
+CARRIED = ("roots", "time_limit")
 
 
 def beside(place: str, ending: str) -> str:
@@ -91,6 +91,7 @@ def switch(place: str, model: Retriever | None = None) -> None:
             leaving = Index(place)
             locks.enter_context(leaving.writing())
             queries = canary.canaries(leaving)
+            judged.settle(leaving)
             if model is not None:
                 canary.save(arriving, Searcher(arriving, model), list(queries))
             else:
