@@ -34,6 +34,7 @@ def serve(
     cache: Path | None = None,
     cache_gb: float = 8.0,
     token: str | None = None,
+    remember: bool = True,
     log: Flag = False,
 ) -> int:
     """Open an index as a page in the browser and as an HTTP API: search, play at the moment, collect, export.
@@ -54,6 +55,8 @@ def serve(
         cache: Where converted videos and thumbnails are kept (default: the platform's cache folder).
         cache_gb: How large converted videos may get together.
         token: What others must send instead of a new one each time (also CLIPREEL_TOKEN).
+        remember: Keep the texts that are searched for beside the index, for `clipreel index --bank past`; they stay on
+            this machine.
         log: Write a line for each request.
     """
     try:
@@ -63,7 +66,9 @@ def serve(
     import logging
     from dataclasses import replace
 
+    from clipreel.search.bank import KIND
     from clipreel.search.index import Index, default_place
+    from clipreel.search.lines import Lines
     from clipreel.search.loading import base_of, on_base
     from clipreel.server.app import create_app
     from clipreel.server.security import WithoutToken
@@ -75,7 +80,9 @@ def serve(
     store = Index(index or default_place())
     listening = bound(host, port)
     token = token or os.environ.get("CLIPREEL_TOKEN", "")
-    settings = replace(settings_of(store, host, cache, cache_gb, token), others=other)
+    settings = replace(
+        settings_of(store, host, cache, cache_gb, token), others=other, remember=remember
+    )
     base = base_of(store, device, model)
     retriever = on_base(base, store, adapter)
     address = address_of(host, listening.getsockname()[1])
@@ -84,6 +91,8 @@ def serve(
     print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
     if settings.read_only:
         print(f"note: {settings.read_only}", file=sys.stderr)
+    elif remember and store.local:
+        print(f"note: texts are kept in {Lines.of(store, KIND).path} (--no-remember keeps none)", file=sys.stderr)
     if open:
         import threading
         import webbrowser

@@ -15,6 +15,7 @@ from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.server.answers import Answers
 from clipreel.server.archive import Archive
+from clipreel.server.asked import Asked
 from clipreel.server.cutting import Cutting
 from clipreel.server.desk import Desk
 from clipreel.server.events import Events
@@ -48,6 +49,7 @@ class Services:
     jobs: Jobs
     cutting: Cutting
     desk: Desk
+    asked: Asked
     started: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -84,6 +86,7 @@ class Services:
             variants=variants,
             jobs=Jobs(place, device, events, settings),
             desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
+            asked=Asked(archive.index, settings.remember and not settings.read_only),
         )
         metrics.gauge("videos", "videos in the index", lambda: len(archive.last.files))
         metrics.gauge("vectors", "vectors in the index", lambda: archive.last.vectors)
@@ -100,6 +103,7 @@ class Services:
         while True:
             await asyncio.sleep(TICK_S)
             self.uploads.expire()
+            await self.asked.keep()
             with contextlib.suppress(ClipreelError):  # the disk of the index may come back
                 await run_in_threadpool(self.archive.now)
 
@@ -107,6 +111,7 @@ class Services:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.asked.keep(0.0)
         self.events.close()
         await self.jobs.close()
         await self.media.close()

@@ -21,6 +21,7 @@ class Settings:
     loopback: bool = True
     hosts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()  # indexes of the same videos made with adapters on the same base
+    remember: bool = False  # whether texts that are searched for are kept as a bank of queries
     read_only: str = ""  # why this server starts no job; empty where it may
 
     body_bytes: int = 256 * 1024

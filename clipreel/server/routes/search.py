@@ -63,7 +63,9 @@ async def search(request: Search, its: Its) -> Response:
         its.uploads.get(id)
     for like in request.like:
         its.archive.file(like.video)
-    return Response(await its.desk.ask(request), media_type="application/json")
+    found = await its.desk.ask(request)
+    its.asked.note(request)
+    return Response(found, media_type="application/json")
 
 
 @router.get("/search", responses=EXAMPLE, response_class=Response)
