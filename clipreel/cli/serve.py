@@ -30,6 +30,7 @@ def serve(
     model: str | None = None,
     adapter: str | None = None,
     other: Many = (),
+    rerank: Many = (),
     device: str = "auto",
     cache: Path | None = None,
     cache_gb: float = 8.0,
@@ -51,6 +52,8 @@ def serve(
         adapter: The adapter of the index, where it lies elsewhere.
         other: Another index of these videos, made with an adapter on the same base, to switch to; may be given several
             times.
+        rerank: What searches may have their best hits ordered by, as in `clipreel search --rerank`: folder of a head or
+            of an ALPRO, mean, top_frames, soft_frames, or alpro for the model of the index; may be given several times.
         device: Where the model runs: auto takes the GPU where there is one.
         cache: Where converted videos and thumbnails are kept (default: the platform's cache folder).
         cache_gb: How large converted videos may get together.
@@ -81,7 +84,7 @@ def serve(
     listening = bound(host, port)
     token = token or os.environ.get("CLIPREEL_TOKEN", "")
     settings = replace(
-        settings_of(store, host, cache, cache_gb, token), others=other, remember=remember
+        settings_of(store, host, cache, cache_gb, token), others=other, rerankers=rerank, remember=remember
     )
     base = base_of(store, device, model)
     retriever = on_base(base, store, adapter)

@@ -23,6 +23,7 @@ from clipreel.server.jobs import Jobs
 from clipreel.server.media import Media
 from clipreel.server.metrics import Metrics
 from clipreel.server.pictures import Pictures
+from clipreel.server.rerankers import Rerankers
 from clipreel.server.sandbox import Decoders
 from clipreel.server.settings import Settings
 from clipreel.server.together import Together
@@ -49,6 +50,9 @@ class Services:
     jobs: Jobs
     cutting: Cutting
     desk: Desk
+    reranking: Desk
+    answering: list[Answers]
+    rerankers: Rerankers
     asked: Asked
     started: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -62,14 +66,20 @@ class Services:
         metrics: Metrics,
         device: str,
         variants: Variants,
+        rerankers: Rerankers,
     ) -> Services:
         """Call in the event loop. The routes read the index through one connection, the search thread another."""
         archive = Archive(Index(place))
         decoders = Decoders(settings.decoders, settings.decode_waiting, settings.decode_s, metrics)
         events = Events(settings.event_clients)
         uploads = Uploads(decoders, settings)
-        asker = Together(variants.all[""].index, model, adapters=variants.beside)
-        answers = Answers(asker, lambda id: str(uploads.get(id).path), variants)
+        askers = made(variants, rerankers)
+        answering = [Answers(a, lambda id: str(uploads.get(id).path), variants, rerankers) for a in askers]
+        desk = Desk(answering[0], settings.search_waiting, settings.search_batch, settings.search_s, metrics)
+        reranking = desk
+        if len(answering) > 1:
+            what = "rerank", "reranks"
+            reranking = Desk(answering[1], settings.rerank_waiting, 1, settings.rerank_s, metrics, what)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)
         found = cls(
@@ -85,7 +95,10 @@ class Services:
             cutting=Cutting(archive, media, settings),
             variants=variants,
             jobs=Jobs(place, device, events, settings),
-            desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
+            desk=desk,
+            reranking=reranking,
+            answering=answering,
+            rerankers=rerankers,
             asked=Asked(archive.index, settings.remember and not settings.read_only),
         )
         metrics.gauge("videos", "videos in the index", lambda: len(archive.last.files))
@@ -116,7 +129,20 @@ class Services:
         await self.jobs.close()
         await self.media.close()
         await self.decoders.close()
-        await run_in_threadpool(self.desk.close)
+        for desk in {id(d): d for d in (self.desk, self.reranking)}.values():
+            await run_in_threadpool(desk.close)
+
+
+def made(variants: Variants, rerankers: Rerankers) -> list[Together]:
+    """The asker of the search thread; and where there are rerankers one with a thread of its own, so that nobody else
+    waits for them. It searches the vectors of the first."""
+    found = [Together(variants.all[""].index, variants.all[""].model, adapters=variants.beside)]
+    if rerankers.orders:
+        own = {key: (v.model, Index(v.index.place)) for key, v in variants.all.items()}
+        model, index = own.pop("")
+        found.append(Together(index, model, adapters=own, rerankers=rerankers.orders))
+        found[1].borrow(found[0])
+    return found
 
 
 def services(request: Request) -> Services:

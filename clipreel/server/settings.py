@@ -21,6 +21,7 @@ class Settings:
     loopback: bool = True
     hosts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()  # indexes of the same videos made with adapters on the same base
+    rerankers: tuple[str, ...] = ()  # heads and ALPROs that searches may name
     remember: bool = False  # whether texts that are searched for are kept as a bank of queries
     read_only: str = ""  # why this server starts no job; empty where it may
 
@@ -31,6 +32,12 @@ class Settings:
     search_waiting: int = 256
     search_batch: int = 64
     search_s: float = 30.0
+
+    rerank_waiting: int = 16
+    rerank_s: float = 60.0
+    rerank_candidates: int = 50  # hits that a head looks at
+    reread_candidates: int = 12  # hits whose files an ALPRO reads again
+    reread_s: float = 5.0  # for each of these files
 
     upload_bytes: int = 20 * MIB
     upload_pixels: int = 50_000_000

@@ -63,7 +63,7 @@ async def search(request: Search, its: Its) -> Response:
         its.uploads.get(id)
     for like in request.like:
         its.archive.file(like.video)
-    found = await its.desk.ask(request)
+    found = await (its.desk if request.rerank is None else its.reranking).ask(request)
     its.asked.note(request)
     return Response(found, media_type="application/json")
 
