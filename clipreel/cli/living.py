@@ -166,6 +166,7 @@ def migrate(
 
     new, report = moving.grow(store, model, workers=workers, progress=progress)
     rows = moving.differences(store, new, model)
+    moving.report(new, rows)
     print(f"{new.place}: {report.indexed + report.unchanged} videos by {model.name}", file=sys.stderr)
     if not rows:
         print("note: no query is saved, so nothing was compared; see clipreel canary add", file=sys.stderr)

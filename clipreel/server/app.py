@@ -15,7 +15,7 @@ from clipreel.search.indexer import check_space
 from clipreel.server import errors
 from clipreel.server.metrics import Metrics
 from clipreel.server.rerankers import Rerankers
-from clipreel.server.routes import adapters, export, facts, jobs, page, pairs, queries, search, uploads, videos
+from clipreel.server.routes import adapters, export, facts, jobs, models, page, pairs, queries, search, uploads, videos
 from clipreel.server.security import Guard
 from clipreel.server.services import Services
 from clipreel.server.settings import Settings
@@ -60,7 +60,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     errors.install(app)
-    for part in (search, videos, uploads, jobs, facts, adapters, pairs, queries, export):
+    for part in (search, videos, uploads, jobs, facts, adapters, models, pairs, queries, export):
         app.include_router(part.router, prefix=ROOT)
     app.include_router(page.router)
     app.add_middleware(Guard, settings=settings, metrics=metrics)

@@ -22,6 +22,7 @@ from clipreel.server.events import Events
 from clipreel.server.jobs import Jobs
 from clipreel.server.media import Media
 from clipreel.server.metrics import Metrics
+from clipreel.server.models import Models
 from clipreel.server.pictures import Pictures
 from clipreel.server.rerankers import Rerankers
 from clipreel.server.sandbox import Decoders
@@ -54,6 +55,7 @@ class Services:
     answering: list[Answers]
     rerankers: Rerankers
     asked: Asked
+    models: Models = field(init=False)
     started: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -108,6 +110,7 @@ class Services:
         metrics.gauge("uploads", "images kept to search with", lambda: len(uploads))
         metrics.gauge("event_clients", "clients that listen to events", lambda: len(events.clients))
         metrics.gauge("memory_bytes", "resident memory of the server", resident)
+        found.models = Models(found, place, device)
         found.tasks.append(asyncio.create_task(found._tick()))
         return found
 
@@ -119,6 +122,11 @@ class Services:
             await self.asked.keep()
             with contextlib.suppress(ClipreelError):  # the disk of the index may come back
                 await run_in_threadpool(self.archive.now)
+
+    def renew(self) -> None:
+        """Search with the models that `variants` has now; call while no search is answered."""
+        for answers, asker in zip(self.answering, made(self.variants, self.rerankers), strict=True):
+            answers.asker = asker
 
     async def close(self) -> None:
         for task in self.tasks:
