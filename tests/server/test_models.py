@@ -10,10 +10,16 @@ import pytest
 from clipreel.adapter import save_adapter, with_adapter
 from clipreel.retriever import Retriever
 from clipreel.search import canary, migrate
+from clipreel.search.answer import Request
+from clipreel.search.ask import Asker
 from clipreel.search.index import Index
+from clipreel.search.indexer import facts_of, update
 from clipreel.search.query import Searcher
+from clipreel.search.rerank import FACT
+from clipreel.search.rerankers import by_head
 from clipreel.server.jobs import Job
 from clipreel.tuners import build
+from clipreel.video.shots import Segments
 from tests.server.conftest import API, Serve, code, ids, model, services
 
 MODELS = f"{API}/models"
@@ -93,3 +99,21 @@ def test_what_stands_in_the_way_of_a_switch_is_said(
     assert code(serve(place, read_only="it reads").post(f"{MODELS}/{NEW}/activate")) == (409, "read-only")
     assert client.get(f"{API}/search", params={"q": "red"}).json()["hits"]
     assert roles(client.get(MODELS).json())[0] == ("shapes-tiny", "current", True)
+
+
+def test_rerankers_follow_a_switch(serve: Serve, archive: tuple[Path, str], tuned: Retriever, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "index", facts_of(model(), Segments("windows", 1.0, 0.0, 4.0)) | FACT)
+    update(index, model(), [str(archive[0])], workers=1)
+    client = serve(index.place, rerankers=("mean",))
+    body = {"text": "a red circle", "rerank": "mean"}
+    assert client.post(f"{API}/search", json=body).status_code == 200
+    new, _ = migrate.grow(index, tuned, workers=1)
+    migrate.report(new, [])
+    assert client.post(f"{MODELS}/{NEW}/activate").status_code == 200
+    found = client.post(f"{API}/search", json=body).json()["hits"]
+    now = Index(index.place)
+    alone = Asker(now, tuned, rerankers={"mean": by_head("mean", tuned, now)})
+    wanted = alone.answer(Request("a red circle", rerank="mean")).hits
+    assert [(h["video"], h["adapter"]) for h in found] == [(h.video, "mine") for h in wanted]
+    assert [h["score"] for h in found] == pytest.approx([h.score for h in wanted], abs=1e-4)
+    assert client.get(f"{API}/status").json()["rerankers"][0]["adapters"] == ["mine"]
