@@ -140,7 +140,8 @@ def changed(index: Index, edit: Callable[[Kept], Kept]) -> Kept:
 def read_collection(path: Path, query: str = "") -> list[Judged]:
     """The hits of a collection as the page or `clipreel search --json` writes them: JSON, or one object a line.
 
-    Each needs `path`, `start_s`, `end_s`; `query` (or the argument) names what it answers, `right` is true unless said.
+    Each needs `path` (or `source`), `start_s`, `end_s`; `query` (or the argument) names what it answers, `right` is
+    true unless said.
     Raises ClipreelError with the row that is wrong.
     """
     try:
@@ -157,7 +158,8 @@ def read_collection(path: Path, query: str = "") -> list[Judged]:
 def _row(row: Any, where: str, query: str) -> Judged:
     try:
         start, end = float(row["start_s"]), float(row["end_s"])
-        found = Judged(row.get("query") or query, str(row["path"]), start, end, bool(row.get("right", True)))
+        path = str(row["path"] if "path" in row else row["source"])  # an export of the page says source
+        found = Judged(row.get("query") or query, path, start, end, bool(row.get("right", True)))
     except (TypeError, KeyError, ValueError, AttributeError) as e:
         raise ClipreelError(f"{where}: needs path, start_s and end_s ({e!r})") from e
     if not (math.isfinite(start) and math.isfinite(end)):

@@ -106,3 +106,22 @@ def test_judgements_of_an_older_version_are_taken_along(own_archive: tuple[Path,
     assert judged.judge(index, [new]) == 2
     assert "judged" not in Index(place).facts
     assert [j.path for j in judged.judged(Index(place))] == [old["path"], new.path]
+
+
+def test_an_exported_collection_becomes_pairs(
+    serve: Serve, own_archive: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, place = own_archive
+    client = serve(place)
+    video = ids(client)["b.mkv"]
+    hits = [{"video": video, "start_s": 0.5, "end_s": 1.5}]
+    kept = tmp_path / "clipreel.json"
+    kept.write_bytes(client.post(f"{API}/export", json={"format": "json", "hits": hits}).content)
+    client.post(PAIRS, json={**hits[0], "query": "a blue star", "judgement": "hit"})
+    assert main(["pairs", "take", str(kept), "--query", "a red circle", "--index", place]) == 0
+    assert client.get(PAIRS).json()["hits"] == 2
+    out = tmp_path / "mine.jsonl"
+    assert main(["pairs", "write", str(out), "--index", place]) == 0
+    both = {"video": str(videos / "b.mkv"), "start": 0.5, "end": 1.5, "captions": ["a blue star", "a red circle"]}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [both]
+    assert "go on: clipreel tune" in capsys.readouterr().out
