@@ -39,9 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "head_files", "heads"}
     | {"losses", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
-    "search": {"adapter", "alpro", "heads", "int8", "mixing", "retriever", "video"},
+    "search": {"adapter", "alpro", "head_files", "heads", "int8", "mixing", "retriever", "video"},
     "exports": {"video"},
-    "server": {"adapter", "exports", "int8", "licences", "retriever", "search", "video"},
+    "server": {"adapter", "alpro", "exports", "int8", "licences", "retriever", "search", "video"},
     "cli": {
         "adapter",
         "alpro",

@@ -133,7 +133,7 @@ def canaries(store: Index, model: Retriever) -> None:
 
 def rate(store: Index, model: Retriever, which: str | None, false_alarm: float | None, changed: bool) -> None:
     """Compares the videos with a bank of queries, where they, the bank or the rate of false alarms are others."""
-    from clipreel.search.bank import bank_of
+    from clipreel.search.bank import OFFERED, bank_of, remembered
     from clipreel.search.calibration import FALSE_ALARM, calibrate
 
     fact = store.facts.get("calibration", {})
@@ -144,10 +144,12 @@ def rate(store: Index, model: Retriever, which: str | None, false_alarm: float |
     if source == "none":
         store.set_facts(calibration=None)
         return
+    if source == "general" and which is None and (asked := len(remembered(store))) >= OFFERED:
+        print(f"note: {asked} asked queries are kept; --bank past compares scores with them", file=sys.stderr)
     aim = false_alarm or fact.get("false_alarm", FALSE_ALARM)
     bank = bank_of(store, source)
     if changed or (bank.fingerprint, aim) != (fact.get("fingerprint"), fact.get("false_alarm")):
-        calibrate(store, model, bank, aim)
+        calibrate(store, model, bank, aim, Progress("reading the queries that scores are compared with"))
 
 
 def told(report: Report, place: str, roots: Sequence[str], json: bool, stays: bool = False) -> int:

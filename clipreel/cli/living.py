@@ -166,6 +166,7 @@ def migrate(
 
     new, report = moving.grow(store, model, workers=workers, progress=progress)
     rows = moving.differences(store, new, model)
+    moving.report(new, rows)
     print(f"{new.place}: {report.indexed + report.unchanged} videos by {model.name}", file=sys.stderr)
     if not rows:
         print("note: no query is saved, so nothing was compared; see clipreel canary add", file=sys.stderr)
@@ -224,9 +225,48 @@ def take(file: Path, /, *, query: str = "", index: str | None = None) -> int:
     return 0
 
 
+@pairs.command(name="list")
+def list_pairs(*, index: str | None = None, json: Flag = False) -> int:
+    """Show what is remembered: right and wrong answers, from here and from the page.
+
+    Args:
+        index: Folder or URI of the index.
+        json: Print one JSON object each.
+    """
+    from dataclasses import asdict
+
+    from clipreel.search.judged import judged
+
+    for row in judged(opened(index)):
+        if json:
+            print(dump({"id": row.id, **asdict(row)}))
+        else:
+            word = "hit " if row.right else "miss"
+            times = f"{clock(row.start_s)}-{clock(row.end_s)}"
+            print(f"{row.id}  {word}  {times}  {shown(row.path)}  {shown(row.query)}")
+    return 0
+
+
+@pairs.command(name="remove")
+def remove_pairs(ids: tuple[str, ...], /, *, index: str | None = None) -> int:
+    """Take remembered answers back.
+
+    Args:
+        ids: As `clipreel pairs list` shows them.
+        index: Folder or URI of the index.
+    """
+    from clipreel.search.judged import forget as take_out
+
+    count = take_out(opened(index), ids)
+    if not count:
+        raise ClipreelError(f"none of {', '.join(ids) or 'no ids'} is remembered; see clipreel pairs list")
+    print(f"took out {count}")
+    return 0
+
+
 @pairs.command
 def write(out: Path, /, *, index: str | None = None) -> int:
-    """Write right answers as an annotation file for `clipreel tune`. Wrong ones stay in the index.
+    """Write right answers, those of the page too, as an annotation file for `clipreel tune`. Wrong ones stay.
 
     Args:
         out: The file to write (.jsonl).
@@ -242,6 +282,6 @@ def write(out: Path, /, *, index: str | None = None) -> int:
         raise ClipreelError("no right answer is remembered; see clipreel pairs add --help")
     whole(out, "".join(dump(row) + "\n" for row in rows).encode())
     wrong = sum(not j.right for j in remembered)
-    print(f"{len(rows)} pairs in {shown(str(out))}; {wrong} wrong answers are kept in the index")
+    print(f"{len(rows)} pairs in {shown(str(out))}; {wrong} wrong answers stay here: tune learns from right ones")
     print(f"go on: clipreel tune {shown(str(out))}")
     return 0

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from clipreel.search.answer import Like
     from clipreel.search.ask import Reorder
     from clipreel.search.index import Index
-    from clipreel.search.query import Hit, Query
 
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -176,26 +175,10 @@ def weights(given: Sequence[str]) -> dict[str, float]:
 
 def reranker(source: str, model: Retriever, store: Index, device: str, failed: list[tuple[str, str]]) -> Reorder:
     """What orders candidates anew; files that cannot be read again are added to `failed`."""
-    from clipreel.adapter import is_alpro
+    from clipreel.search.rerankers import by_head, by_matching, matching
 
-    if source == "alpro" or is_alpro(source):
-        from clipreel.alpro.retriever import AlproRetriever
-        from clipreel.search.reread import reread
-
-        judge = model if source == "alpro" else load_model(source, False, device)
-        if not isinstance(judge, AlproRetriever):
-            raise ClipreelError(f"{judge.name} has no matching head and cannot rerank; give the folder of an ALPRO")
-
-        def again(query: Query, hits: list[Hit]) -> list[Hit]:
-            found, lost = reread(hits, " ".join(query.texts), judge)
-            failed.extend(lost)
-            return found
-
-        return again
-    from clipreel.head_files import with_head
-    from clipreel.search.rerank import Reranker
-
-    return Reranker(store, with_head(model, source))
+    judge = matching(source, model, lambda name: load_model(name, False, device))
+    return by_head(source, model, store) if judge is None else by_matching(judge, failed)
 
 
 def status(*, index: str | None = None, json: Flag = False) -> int:

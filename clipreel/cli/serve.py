@@ -30,10 +30,12 @@ def serve(
     model: str | None = None,
     adapter: str | None = None,
     other: Many = (),
+    rerank: Many = (),
     device: str = "auto",
     cache: Path | None = None,
     cache_gb: float = 8.0,
     token: str | None = None,
+    remember: bool = True,
     log: Flag = False,
 ) -> int:
     """Open an index as a page in the browser and as an HTTP API: search, play at the moment, collect, export.
@@ -50,10 +52,14 @@ def serve(
         adapter: The adapter of the index, where it lies elsewhere.
         other: Another index of these videos, made with an adapter on the same base, to switch to; may be given several
             times.
+        rerank: What searches may have their best hits ordered by, as in `clipreel search --rerank`: folder of a head or
+            of an ALPRO, mean, top_frames, soft_frames, or alpro for the model of the index; may be given several times.
         device: Where the model runs: auto takes the GPU where there is one.
         cache: Where converted videos and thumbnails are kept (default: the platform's cache folder).
         cache_gb: How large converted videos may get together.
         token: What others must send instead of a new one each time (also CLIPREEL_TOKEN).
+        remember: Keep the texts that are searched for beside the index, for `clipreel index --bank past`; they stay on
+            this machine.
         log: Write a line for each request.
     """
     try:
@@ -63,7 +69,9 @@ def serve(
     import logging
     from dataclasses import replace
 
+    from clipreel.search.bank import KIND
     from clipreel.search.index import Index, default_place
+    from clipreel.search.lines import Lines
     from clipreel.search.loading import base_of, on_base
     from clipreel.server.app import create_app
     from clipreel.server.security import WithoutToken
@@ -75,7 +83,9 @@ def serve(
     store = Index(index or default_place())
     listening = bound(host, port)
     token = token or os.environ.get("CLIPREEL_TOKEN", "")
-    settings = replace(settings_of(store, host, cache, cache_gb, token), others=other)
+    settings = replace(
+        settings_of(store, host, cache, cache_gb, token), others=other, rerankers=rerank, remember=remember
+    )
     base = base_of(store, device, model)
     retriever = on_base(base, store, adapter)
     address = address_of(host, listening.getsockname()[1])
@@ -84,6 +94,8 @@ def serve(
     print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
     if settings.read_only:
         print(f"note: {settings.read_only}", file=sys.stderr)
+    elif remember and store.local:
+        print(f"note: texts are kept in {Lines.of(store, KIND).path} (--no-remember keeps none)", file=sys.stderr)
     if open:
         import threading
         import webbrowser

@@ -15,12 +15,14 @@ from random import Random
 
 from clipreel.errors import ClipreelError
 from clipreel.search.index import Index, text_of
+from clipreel.search.lines import Lines, Row
 from clipreel.search.query import clean
 
 HERE = Path(__file__).parent
 LEAST, MOST = 20, 1000
 ABSENT = 160
-TABLE = "queries"
+OFFERED = 100  # remembered queries from which on they are worth a bank
+KIND = "queries"
 WHO = ("a child", "an old woman", "two men", "a group of friends", "a dog", "somebody in a red coat")
 DOES = ("walking", "sitting down", "laughing", "carrying something", "seen from behind", "in close-up")
 WHERE = ("on a beach", "in the snow", "at night", "in a kitchen", "in a crowd")
@@ -72,23 +74,45 @@ def from_file(path: str | Path) -> Bank:
     return Bank(str(Path(path).absolute()), tuple(x for x in kept if not x.startswith("!"))[:MOST], unanswered)
 
 
+def remembered(index: Index) -> list[str]:
+    """The texts that were remembered of this archive, the latest last."""
+    if not index.local:
+        return []
+    return [text for text in (row.get("text") for row in Lines.of(index, KIND).read()) if isinstance(text, str)]
+
+
 def past(index: Index) -> Bank:
     """The latest queries that were remembered of this archive."""
-    if TABLE not in index._names():
-        raise ClipreelError(f"the index at {index.place} remembers no queries yet; take --bank general")
-    rows = index.guard(lambda: index.db.open_table(TABLE).to_arrow().column("text").to_pylist())
-    return Bank("past", tuple(dict.fromkeys(reversed(rows)))[:MOST], absent())
+    kept = remembered(index)
+    if not kept:
+        raise ClipreelError(
+            f"the index at {index.place} remembers no queries yet (clipreel serve does); take --bank general"
+        )
+    return Bank("past", tuple(dict.fromkeys(reversed(kept)))[:MOST], absent())
 
 
 def remember(index: Index, texts: Sequence[str]) -> None:
-    """Keep queries for the bank `past`. Nothing is kept unless somebody calls this."""
-    import pyarrow as pa
+    """Keep queries for the bank `past`, beside the index and the latest MOST of them, each once.
 
-    rows = [text for text in map(clean, texts) if text]
-    if rows:
-        schema = pa.schema([("text", pa.string())])
-        table = index.guard(lambda: index.db.create_table(TABLE, schema=schema, exist_ok=True))
-        index.guard(lambda: table.add(pa.table({"text": rows}, schema)))
+    Nothing is kept unless somebody calls this. Raises ClipreelError for an index that is not on this machine.
+    """
+    new = [text for text in map(clean, texts) if text]
+
+    def later(rows: list[Row]) -> list[Row]:
+        kept = dict.fromkeys(row.get("text") for row in rows)
+        for text in new:
+            kept.pop(text, None)
+            kept[text] = None
+        return [{"text": text} for text in list(kept)[-MOST:]]
+
+    if new:
+        Lines.of(index, KIND).change(later)
+
+
+def forget(index: Index) -> None:
+    """Delete all that was remembered."""
+    if index.local:
+        Lines.of(index, KIND).change(lambda rows: [])
 
 
 def bank_of(index: Index, which: str) -> Bank:

@@ -8,7 +8,7 @@ softmax is not offered here: it needs all queries of a test set at once, and tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ TABLE, VECTORS = "calibration", "bank"
 FACT = "calibration"
 BETA = 20.0  # of the softmax over the bank, for cosines
 FALSE_ALARM = 0.05
+AT_ONCE = 32  # queries that are encoded together
 LOOKED_AT = 50  # best videos of a query, among which the most unusual score decides whether anything matches
 STRONG = 1.0  # standard deviations above the cut-off
 WEAK = 0.95  # share of the bank below which a score is nothing special
@@ -112,12 +113,17 @@ def most_unusual(best: Array, mean: Array, std: Array) -> Array:
 
 
 def calibrate(
-    index: Index, model: Retriever, bank: Bank | None = None, false_alarm: float = FALSE_ALARM
+    index: Index,
+    model: Retriever,
+    bank: Bank | None = None,
+    false_alarm: float = FALSE_ALARM,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Compare every video with the bank (default: the general one) and keep that; returns the fact it is known by.
 
     One half of the queries that nothing answers sets the cut-off so that a share of `false_alarm` lies above it, the
-    other half measures what share does. None for an index without videos or a model without a vocabulary.
+    other half measures what share does. `progress` is told how many queries are encoded. None for an index without
+    videos or a model without a vocabulary.
     """
     from clipreel.search.indexer import check_space
 
@@ -129,7 +135,7 @@ def calibrate(
     if not files or model.tokenizer is None:
         return None
     with index.writing():
-        queries = encoded(index, model, bank)
+        queries = encoded(index, model, bank, progress)
         number = {f.id: i for i, f in enumerate(files)}
         best = best_scores(index, queries, number)
         ours, others = best[:, : len(bank.texts)], best[:, len(bank.texts) :]
@@ -173,7 +179,7 @@ def table_of(files: Sequence[File], scores: Array, mean: Array, std: Array) -> p
     )
 
 
-def encoded(index: Index, model: Retriever, bank: Bank) -> Array:
+def encoded(index: Index, model: Retriever, bank: Bank, progress: Callable[[int, int], None]) -> Array:
     """Vectors of the bank's queries, then of those that nothing answers; kept in the index for the next time."""
     import pyarrow as pa
 
@@ -182,8 +188,11 @@ def encoded(index: Index, model: Retriever, bank: Bank) -> Array:
         kept = index.guard(lambda: index.db.open_table(VECTORS).to_arrow().column("vector").combine_chunks())
         if len(kept) == len(texts):
             return np.asarray(kept.values.to_numpy(zero_copy_only=False).reshape(len(texts), -1), np.float32)
-    parts = [model.encode_text(texts[i : i + 64], strip_special=True) for i in range(0, len(texts), 64)]
-    vectors = np.concatenate([part.cpu().numpy() for part in parts]).astype(np.float32)
+    parts = []
+    for i in range(0, len(texts), AT_ONCE):
+        parts.append(model.encode_text(texts[i : i + AT_ONCE], strip_special=True).cpu().numpy())
+        progress(min(i + AT_ONCE, len(texts)), len(texts))
+    vectors = np.concatenate(parts).astype(np.float32)
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     index.replace_table(VECTORS, pa.table({"vector": rows}))
     return vectors

@@ -89,8 +89,12 @@ def update(
     timeout_s: float = 120.0,
     workers: int = 2,
     progress: Callable[[int, int, Report], None] = lambda done, total, report: None,
+    begun: Callable[[str], None] = lambda path: None,
 ) -> Report:
-    """Make the index equal to what lies below the folders. Raises ClipreelError when a folder is not there."""
+    """Make the index equal to what lies below the folders; `begun` gets the path of each new file when it is at it.
+
+    Raises ClipreelError when a folder is not there.
+    """
     check_space(index, model)
     segments = Segments(**index.facts["segments"])
     for root in roots:
@@ -112,7 +116,7 @@ def update(
             changes = compare(list(walk(root, unreadable)), known, unreadable)
             report.skipped += unreadable
             _bookkeep(index, changes, report)
-            _add(index, model, changes, segments, timeout_s, workers, report, progress)
+            _add(index, model, changes, segments, timeout_s, workers, report, progress, begun)
         index.tidy()
         if index.facts.get("frames"):
             FrameStore(index).sweep()
@@ -178,6 +182,7 @@ def _add(
     workers: int,
     report: Report,
     progress: Callable[[int, int, Report], None],
+    begun: Callable[[str], None],
 ) -> None:
     by_path = {Path(found.path): (found, mark) for found, mark in changes.new}
     how = segments.sampling(model.sampling)
@@ -188,6 +193,7 @@ def _add(
     total = len(by_path)
     for done, (path, video) in enumerate(stream_many(by_path, read, min(workers, total), timeout_s), 1):
         found, mark = by_path[path]
+        begun(found.path)
         row = File(file_id(found, mark), found.path, found.size, found.mtime_ns, mark)
         try:
             made = _encode(model, segments, video, store is not None, report)

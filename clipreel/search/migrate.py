@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from clipreel.errors import ClipreelError
-from clipreel.search import canary
+from clipreel.search import canary, judged
 from clipreel.search.index import Index
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Searcher
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from clipreel.retriever import Retriever
 
 NEXT, BEFORE = ".next", ".before"
+REPORT = "compared"  # how saved queries moved, in the facts of an index that is whole
 # what an archive knows of itself, whatever model looks at it
-CARRIED = ("roots", "time_limit", "judged")
+CARRIED = ("roots", "time_limit")
 
 
 def beside(place: str, ending: str) -> str:
@@ -62,7 +64,7 @@ def grow(
             f"{place} is a migration to {new.facts['model']} that was begun before; finish it with clipreel migrate "
             "--switch, or end it with clipreel migrate --cancel"
         )
-    new.set_facts(**kept)
+    new.set_facts(**kept, **{REPORT: None})
     roots = [r for r in index.facts.get("roots", []) if os.path.exists(r)]
     if not roots:
         raise ClipreelError(f"no folder of the index at {index.place} is there (is the disk mounted?)")
@@ -73,6 +75,13 @@ def differences(index: Index, new: Index, model: Retriever) -> list[canary.Moved
     """How the saved queries of the old index are answered by the new one."""
     searcher = Searcher(new, model)
     return [canary.compared(q, before, canary.answers(searcher, q)) for q, before in canary.canaries(index).items()]
+
+
+def report(new: Index, rows: Sequence[canary.Moved]) -> None:
+    """Keep the numbers of a comparison with the new index, which says thereby that it is whole."""
+    queries = [{"query": r.query, "overlap": r.overlap, "first": r.first, "warns": r.warns} for r in rows]
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    new.set_facts(**{REPORT: {"at": at, "warnings": sum(r.warns for r in rows), "queries": queries}})
 
 
 def switch(place: str, model: Retriever | None = None) -> None:
@@ -91,6 +100,7 @@ def switch(place: str, model: Retriever | None = None) -> None:
             leaving = Index(place)
             locks.enter_context(leaving.writing())
             queries = canary.canaries(leaving)
+            judged.settle(leaving)
             if model is not None:
                 canary.save(arriving, Searcher(arriving, model), list(queries))
             else:

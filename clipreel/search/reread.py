@@ -6,7 +6,7 @@ index may have been made with any model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,10 +17,24 @@ from clipreel.search.query import Hit, clean
 from clipreel.video.decode import DecodeError, read_frames
 
 AT_ONCE = 8  # videos that go through the video encoder together
+Read = Callable[[Hit, AlproRetriever, float], torch.Tensor]
+
+
+def here(hit: Hit, model: AlproRetriever, timeout_s: float) -> torch.Tensor:
+    """The pixels of a moment (T, 3, H, W), decoded in this process. Raises DecodeError."""
+    found = read_frames(
+        hit.path,
+        model.sampling,
+        start_s=hit.start_s,
+        end_s=hit.end_s,
+        timeout_s=timeout_s,
+        transform=model.preprocess.pixels,
+    )
+    return found.pixels
 
 
 def reread(
-    hits: Sequence[Hit], text: str, model: AlproRetriever, timeout_s: float = 60.0
+    hits: Sequence[Hit], text: str, model: AlproRetriever, timeout_s: float = 60.0, read: Read = here
 ) -> tuple[list[Hit], list[tuple[str, str]]]:
     """The hits in the new order with the new scores, each judged by its moment; and those whose file cannot be read,
     which are left out, with the reason. Equal scores keep their order."""
@@ -40,18 +54,11 @@ def reread(
 
     for hit in hits:
         try:
-            frames = read_frames(
-                hit.path,
-                model.sampling,
-                start_s=hit.start_s,
-                end_s=hit.end_s,
-                timeout_s=timeout_s,
-                transform=model.preprocess.pixels,
-            )
+            pixels = read(hit, model, timeout_s)
         except DecodeError as e:
             failed.append((hit.path, e.reason))
             continue
-        waiting.append((hit, frames.pixels))
+        waiting.append((hit, pixels))
         if len(waiting) == AT_ONCE:
             judge()
     judge()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +12,29 @@ from clipreel.errors import ClipreelError
 from clipreel.search.answer import Answer, Filters, Hit, Like, Request
 from clipreel.server.errors import VERSION, ApiError
 from clipreel.server.messages import Search
+from clipreel.server.rerankers import Rerankers
 from clipreel.server.together import Together
 from clipreel.server.variants import Variants
 
 
 class Answers:
-    """Called by the search thread alone. `picture` gives the file of an upload."""
+    """Called by one thread alone. `picture` gives the file of an upload."""
 
-    def __init__(self, asker: Together, picture: Callable[[str], str], variants: Variants) -> None:
-        self.asker, self.picture, self.variants = asker, picture, variants
+    def __init__(
+        self, asker: Together, picture: Callable[[str], str], variants: Variants, rerankers: Rerankers
+    ) -> None:
+        self.asker, self.picture, self.variants, self.rerankers = asker, picture, variants, rerankers
+        self.turn = threading.Lock()  # held while another asker takes the place of this one
 
     def __call__(self, searches: Sequence[Search]) -> list[bytes | Exception]:
         """An answer as JSON, or the error that it deserves, for each search."""
+        with self.turn:
+            return self._answered(searches)
+
+    def _answered(self, searches: Sequence[Search]) -> list[bytes | Exception]:
         started = time.perf_counter()
+        if self.asker.rerankers:
+            self.rerankers.failed.clear()
         found: list[bytes | Exception] = []
         requests: list[Request] = []
         for search in searches:
@@ -36,11 +47,15 @@ class Answers:
         answers = iter(self.asker.answer_all(requests))
         for n, error in enumerate(found):
             if not isinstance(error, Exception):
-                found[n] = shown(next(answers), started)
+                found[n] = self._shown(next(answers), started)
         return found
 
     def _request(self, search: Search) -> Request:
         f = search.filters
+        adapters = tuple(map(self.variants.key, search.adapters)) or (self.variants.active,)
+        rerank, candidates = None, Request.candidates
+        if search.rerank is not None:
+            rerank, candidates = self.rerankers.key(search.rerank, tuple(dict.fromkeys(adapters)))
         return Request(
             text=search.text or "",
             minus=tuple(search.minus),
@@ -56,32 +71,32 @@ class Answers:
                 before=f.before,
                 orientation=f.orientation,
             ),
-            adapters=tuple(map(self.variants.key, search.adapters)) or (self.variants.active,),
+            adapters=adapters,
             rank=search.rank,
-            rerank=search.rerank,
+            rerank=rerank,
+            candidates=candidates,
             k=search.k,
             offset=search.offset,
         )
 
+    def _shown(self, answer: Answer | Exception, started: float) -> bytes | Exception:
+        """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search."""
+        if isinstance(answer, Exception):
+            return answer
+        facets = answer.facets
+        told = {
+            "version": VERSION,
+            "took_ms": round((time.perf_counter() - started) * 1000, 1),
+            "state": answer.state,
+            "total": answer.total,
+            "hits": [self._hit(hit) for hit in answer.hits],
+            "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
+            "notes": [*answer.notes, *(self.rerankers.note() if self.asker.rerankers else ())],
+        }
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
 
-def shown(answer: Answer | Exception, started: float) -> bytes | Exception:
-    """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search."""
-    if isinstance(answer, Exception):
-        return answer
-    facets = answer.facets
-    told = {
-        "version": VERSION,
-        "took_ms": round((time.perf_counter() - started) * 1000, 1),
-        "state": answer.state,
-        "total": answer.total,
-        "hits": [hit_facts(hit) for hit in answer.hits],
-        "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
-        "notes": answer.notes,
-    }
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def hit_facts(hit: Hit) -> dict[str, Any]:
-    """Everything but the path."""
-    found = {k: v for k, v in vars(hit).items() if k != "path"}
-    return found | {"moments": [vars(m) for m in hit.moments], "matched": [vars(m) for m in hit.matched]}
+    def _hit(self, hit: Hit) -> dict[str, Any]:
+        """Everything but the path; `adapter` is the name under which a search can ask who found it."""
+        found = {k: v for k, v in vars(hit).items() if k != "path"}
+        found["adapter"] = self.variants.all[hit.adapter].name
+        return found | {"moments": [vars(m) for m in hit.moments], "matched": [vars(m) for m in hit.matched]}

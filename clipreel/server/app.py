@@ -14,7 +14,8 @@ from clipreel.search.index import Index
 from clipreel.search.indexer import check_space
 from clipreel.server import errors
 from clipreel.server.metrics import Metrics
-from clipreel.server.routes import adapters, export, facts, jobs, page, search, uploads, videos
+from clipreel.server.rerankers import Rerankers
+from clipreel.server.routes import adapters, export, facts, jobs, models, page, pairs, queries, search, uploads, videos
 from clipreel.server.security import Guard
 from clipreel.server.services import Services
 from clipreel.server.settings import Settings
@@ -28,7 +29,7 @@ def create_app(
 ) -> FastAPI:
     """A server over the index at `place` with the model that made it, and the `base` of that for other adapters.
 
-    Raises ClipreelError for an index of another model, and where no cache can be made.
+    Raises ClipreelError for an index of another model, for rerankers that do not fit, and where no cache can be made.
     """
     metrics = Metrics()
     first = Index(place)
@@ -38,10 +39,11 @@ def create_app(
     except OSError as e:
         raise ClipreelError(f"no cache can be made at {settings.cache} ({e.strerror}); give another --cache") from e
     variants = Variants(first, model, base or model, settings.others, settings.cache / "active")
+    rerankers = Rerankers(settings.rerankers, variants, settings, device)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services.start(place, model, settings, metrics, device, variants)
+        app.state.services = Services.start(place, model, settings, metrics, device, variants, rerankers)
         try:
             yield
         finally:
@@ -58,7 +60,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     errors.install(app)
-    for part in (search, videos, uploads, jobs, facts, adapters, export):
+    for part in (search, videos, uploads, jobs, facts, adapters, models, pairs, queries, export):
         app.include_router(part.router, prefix=ROOT)
     app.include_router(page.router)
     app.add_middleware(Guard, settings=settings, metrics=metrics)

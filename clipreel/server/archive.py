@@ -60,7 +60,7 @@ class Archive:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._stamps: OrderedDict[str, Stamp] = OrderedDict()
-        self._snapshot = self._read(index.version())
+        self._snapshot = self._read(index.version(), index)
 
     def now(self) -> Snapshot:
         """The index as it is; another process may have written. Call in a thread: it reads the disk."""
@@ -68,20 +68,25 @@ class Archive:
             try:
                 version = self.index.version()
                 if version != self._snapshot.version:
-                    self._snapshot = self._read(version)
+                    self._snapshot = self._read(version, self.index)
                 self._looked = time.monotonic()
             finally:
                 self._lock.release()
         return self._snapshot
+
+    def renew(self, index: Index) -> None:
+        """Another index has taken the place of this one."""
+        with self._lock:
+            self.index, self._snapshot = index, self._read(index.version(), index)
 
     @property
     def last(self) -> Snapshot:
         """The index as it was when it was last looked at, at once."""
         return self._snapshot
 
-    def _read(self, version: tuple[int, ...]) -> Snapshot:
-        every = self.index.list_files()
-        roots = self.index.facts.get("roots", [])
+    def _read(self, version: tuple[int, ...], index: Index) -> Snapshot:
+        every = index.list_files()
+        roots = index.facts.get("roots", [])
         files = {f.id: f for f in sorted((f for f in every if not f.reason), key=lambda f: f.path)}
         labels = {i: label(f.path, roots) for i, f in files.items()}
         members: dict[str, list[str]] = {"": list(files)}
@@ -89,23 +94,23 @@ class Archive:
             members.setdefault(name, []).append(i)
         ids = {f.path: i for i, f in files.items()}
         tags_of: dict[str, list[str]] = {}
-        if TABLE in self.index._names():
-            for tag in read_tags(self.index):
+        if TABLE in index._names():
+            for tag in read_tags(index):
                 found = tags_of.setdefault(ids.get(tag.path, ""), [])
                 if tag.tag not in found:
                     found.append(tag.tag)
             tags_of.pop("", None)
         return Snapshot(
             version=version,
-            facts=dict(self.index.facts),
+            facts=dict(index.facts),
             files=files,
             ids=ids,
             labels=labels,
             tags_of=tags_of,
             folders=sorted(Counter(labels.values()).items()),
             tags=Counter(t for ts in tags_of.values() for t in ts).most_common(),
-            skipped=[f for f in every if f.reason],
-            vectors=self.index.vectors.count_rows(),
+            skipped=sorted((f for f in every if f.reason), key=lambda f: f.path),  # so that pages do not overlap
+            vectors=index.vectors.count_rows(),
             duration_s=sum(f.duration_s for f in files.values()),
             members=members,
         )

@@ -22,16 +22,25 @@ Answers = Callable[[Sequence[Any]], Sequence[Any]]
 class Desk:
     """Hands requests to `answer`, which gives for each an answer or the exception that it deserves."""
 
-    def __init__(self, answer: Answers, waiting: int, batch: int, limit_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        answer: Answers,
+        waiting: int,
+        batch: int,
+        limit_s: float,
+        metrics: Metrics,
+        what: tuple[str, str] = ("search", "searches"),
+    ) -> None:
+        self.what, self.many = what
         self.answer, self.waiting, self.batch, self.limit_s, self.metrics = answer, waiting, batch, limit_s, metrics
         self._line: deque[tuple[Any, asyncio.Future[Any], asyncio.AbstractEventLoop]] = deque()
         self._some = threading.Condition()
         self._open = True
-        self._thread = threading.Thread(target=self._work, name="search", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=self.what, daemon=True)
         self._thread.start()
-        metrics.describe("search_seconds", "time of the search thread for one batch")
-        metrics.describe("searches_total", "searches answered together, and batches")
-        metrics.gauge("searches_waiting", "searches in line", lambda: len(self._line))
+        metrics.describe(f"{self.what}_seconds", f"time of the {self.what} thread for one batch")
+        metrics.describe(f"{self.many}_total", f"{self.many} answered together, and batches")
+        metrics.gauge(f"{self.many}_waiting", f"{self.many} in line", lambda: len(self._line))
 
     async def ask(self, request: Any) -> Any:
         """The answer. Raises what `answer` gave as an exception, Busy where the line is full."""
@@ -39,7 +48,7 @@ class Desk:
         future: asyncio.Future[Any] = loop.create_future()
         with self._some:
             if len(self._line) >= self.waiting:
-                raise Busy("too many searches wait")
+                raise Busy(f"too many {self.many} wait")
             self._line.append((request, future, loop))
             self._some.notify()
         try:
@@ -65,9 +74,9 @@ class Desk:
             found = list(self.answer([request for request, _, _ in taken]))
         except Exception as e:
             found = [e] * len(taken)
-        self.metrics.time("search_seconds", time.perf_counter() - started)
-        self.metrics.count("searches_total", len(taken), what="requests")
-        self.metrics.count("searches_total", 1, what="batches")
+        self.metrics.time(f"{self.what}_seconds", time.perf_counter() - started)
+        self.metrics.count(f"{self.many}_total", len(taken), what="requests")
+        self.metrics.count(f"{self.many}_total", 1, what="batches")
         for (_, future, loop), answer in zip(taken, found, strict=True):
             try:
                 loop.call_soon_threadsafe(settle, future, answer)

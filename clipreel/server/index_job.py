@@ -50,12 +50,16 @@ def brought_up_to_date(place: str, device: str) -> tuple[Report, list[str]]:
             eta = (now - started) / done * (total - done) if done else None
             say(done=done, total=total, eta_s=eta, skipped=len(report.skipped))
 
+    def begun(path: str) -> None:
+        say(current=text_of(os.path.basename(path)))
+
     index = Index(place)
     roots = index.facts.get("roots", [])
     there = [r for r in roots if os.path.exists(r)]
     if not there:
         raise ClipreelError("none of the folders of this index is there; mount the disk, or index a folder")
-    report = update(index, model_of(index, device), there, progress=progress)
+    report = update(index, model_of(index, device), there, progress=progress, begun=begun)
+    say(current=None)
     return report, [text_of(r) for r in roots if r not in there]
 
 
@@ -64,7 +68,8 @@ def rated(index: Index, device: str, changed: bool) -> None:
     fact = index.facts.get("calibration")
     if fact and changed:
         bank = bank_of(index, index.facts.get("bank", "general"))
-        calibrate(index, model_of(index, device), bank, fact.get("false_alarm", FALSE_ALARM))
+        aim = fact.get("false_alarm", FALSE_ALARM)
+        calibrate(index, model_of(index, device), bank, aim, lambda done, total: say(queries=done, queries_total=total))
 
 
 def say(**facts: object) -> None:

@@ -22,7 +22,8 @@ STOP_S = 10.0  # a job has to store what it has
 
 @dataclass
 class Job:
-    """`state` is running, done, failed or stopped; `done` of `total` files; `message` says what went wrong."""
+    """`state` is running, done, failed or stopped; `done` of `total` files, `current` being the name of the one under
+    way; then `queries` of `queries_total` that scores are compared with; `message` says what went wrong."""
 
     id: str
     kind: str
@@ -32,6 +33,8 @@ class Job:
     eta_s: float | None = None
     current: str | None = None
     skipped: int = 0
+    queries: int = 0
+    queries_total: int = 0
     message: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
@@ -86,7 +89,7 @@ class Jobs:
             assert self.process.stdout is not None
             async for line in self.process.stdout:
                 last = json.loads(line)
-                for name in ("done", "total", "eta_s", "skipped"):
+                for name in ("done", "total", "eta_s", "skipped", "current", "queries", "queries_total"):
                     setattr(job, name, last.get(name, getattr(job, name)))
                 self._tell(job)
             code = await self.process.wait()
@@ -99,7 +102,7 @@ class Jobs:
         finally:
             if job.state == "running":
                 job.state = "stopped"
-            job.ended, job.eta_s = time.time(), None
+            job.ended, job.eta_s, job.current = time.time(), None, None
             await self._end()
             self.changed()
             self._tell(job)

@@ -135,10 +135,11 @@ def range_of(text: str, size: int) -> tuple[int, int] | None:
 class Conversion:
     """A file that is being made."""
 
-    def __init__(self, source: File, how: How, part: Path, done: Path, limit_s: float) -> None:
+    def __init__(self, source: File, how: How, part: Path, done: Path, limit_s: float, from_s: float = 0.0) -> None:
         self.source, self.how, self.part, self.done, self.limit_s = source, how, part, done, limit_s
+        self.from_s = from_s
         self.process: asyncio.subprocess.Process | None = None
-        self.finished = asyncio.Event()
+        self.finished, self.left = asyncio.Event(), asyncio.Event()
         self.error: ApiError | None = None
         self.at_s, self.readers, self.used = 0.0, 0, time.monotonic()
 
@@ -146,7 +147,8 @@ class Conversion:
         """To the end, whatever it is; `finished` and `error` say how."""
         watch = None
         try:
-            self.process = await child("server.converting", self.source.path, str(self.part), str(self.done), self.how)
+            places = self.source.path, str(self.part), str(self.done)
+            self.process = await child("server.converting", *places, self.how, repr(self.from_s))
             watch = asyncio.create_task(self._watch(self.process, idle_s))
             last = await asyncio.wait_for(self._follow(self.process), self.limit_s)
             if not last.get("done"):
@@ -171,8 +173,9 @@ class Conversion:
 
     async def _watch(self, process: asyncio.subprocess.Process, idle_s: float) -> None:
         """Ends it when nobody wants it any more."""
-        while self.readers or time.monotonic() - self.used < idle_s:
-            await asyncio.sleep(1.0)
+        while self.readers or (time.monotonic() - self.used < idle_s and not self.left.is_set()):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.left.wait(), 1.0)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
 
@@ -225,6 +228,7 @@ class Media:
         self.archive, self.decoders, self.settings, self.metrics = archive, decoders, settings, metrics
         self.cache = Cache(settings.cache / "media", ".mp4", settings.media_bytes, settings.free_bytes)
         self.turns = asyncio.Semaphore(settings.conversions)
+        self.seeks = asyncio.Semaphore(settings.seeks)
         self.running: dict[str, Conversion] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self._probed: OrderedDict[str, Playable] = OrderedDict()
@@ -245,8 +249,11 @@ class Media:
                 self._probed.popitem(last=False)
         return self._probed[key]
 
-    async def response(self, file: File) -> Response:
-        """The video for a player. Raises ApiError: 404 missing, 409 changed, 415 not playable, 503 too many at once."""
+    async def response(self, file: File, from_s: float = 0.0) -> Response:
+        """The video for a player, from a second on where it has to be remade.
+
+        Raises ApiError: 404 missing, 409 changed, 415 not playable, 422 behind its end, 503 too many at once.
+        """
         fd = await run_in_threadpool(self.archive.open, file)
         try:
             playable = await self.playable(file)
@@ -259,14 +266,23 @@ class Media:
                 os.close(fd)
         if playable.how == "no":
             raise ApiError(415, "unplayable", f"this video cannot be played: {playable.why}")
-        return await self._remade(file, "copy" if playable.how == "remux" else "encode")
+        from_s = round(from_s, 1)
+        if not from_s:
+            return await self._remade(file, "copy" if playable.how == "remux" else "encode")
+        if from_s >= file.duration_s:
+            raise ApiError(422, "no-moment", f"second {from_s:g}: the video ends at {file.duration_s:g} s")
+        # encoded, because copied packets begin at a keyframe, and a player could not know at which second that is
+        remade = await self._remade(file, "encode", from_s)
+        remade.headers["x-clipreel-from"] = f"{from_s:g}"
+        return remade
 
-    async def _remade(self, file: File, how: How) -> Response:
-        key = key_of(file.id, file.hash, "mp4")
+    async def _remade(self, file: File, how: How, from_s: float = 0.0) -> Response:
+        key = key_of(file.id, file.hash, "mp4", *([from_s] if from_s else []))
         if (ready := self.cache.get(key)) is not None:
             return RangedFile(os.open(ready, os.O_RDONLY | os.O_CLOEXEC), "video/mp4", "video.mp4")
-        found = self.running.get(key) or self._begin(key, file, how)
+        found = self.running.get(key) or self._begin(key, file, how, from_s)
         found.used = time.monotonic()
+        found.left.clear()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(found.finished.wait()), self.settings.media_wait_s)
         if found.finished.is_set():
@@ -279,22 +295,31 @@ class Media:
             found.grown(self.cache.path(key)), media_type="video/mp4", headers={"accept-ranges": "none"}
         )
 
-    def _begin(self, key: str, file: File, how: How) -> Conversion:
+    def _begin(self, key: str, file: File, how: How, from_s: float) -> Conversion:
+        if from_s:
+            self._leave(file)
         if len(self.running) >= self.settings.conversions + self.settings.conversions_waiting:
             raise Busy(f"{len(self.running)} videos are being converted", 10)
         self.cache.check_room(min(file.size, self.cache.most))
         made = self.cache.folder / f"{key}.done.part"
-        found = Conversion(file, how, self.cache.part(key), made, self.settings.conversion_s)
+        found = Conversion(file, how, self.cache.part(key), made, self.settings.conversion_s, from_s)
         self.running[key] = found
         task = asyncio.create_task(self._convert(key, found))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return found
 
+    def _leave(self, file: File) -> None:
+        """End conversions from other moments of a file that nobody watches any more: who jumps about makes many."""
+        for other in self.running.values():
+            if other.from_s and other.source.id == file.id and not other.readers:
+                other.left.set()
+
     async def _convert(self, key: str, conversion: Conversion) -> None:
         try:
-            async with self.turns:
-                await conversion.run(self.settings.conversion_idle_s)
+            idle_s = self.settings.seek_idle_s if conversion.from_s else self.settings.conversion_idle_s
+            async with self.seeks if conversion.from_s else self.turns:
+                await conversion.run(idle_s)
             if conversion.error is None:
                 await run_in_threadpool(self.cache.keep, key, conversion.done)
         except OSError as e:

@@ -110,3 +110,21 @@ class Export(Message):
         "exact"
     )
     hits: Annotated[list[Place], Field(min_length=1, max_length=1000)]
+
+
+class Judgement(Message):
+    """Whether a moment of a video is a right answer of a query."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"query": "a dog on a beach", "video": "0f3a…", "start_s": 12.0, "end_s": 18.5, "judgement": "hit"}
+            ]
+        },
+    )
+    query: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    video: Id
+    start_s: Seconds
+    end_s: Seconds
+    judgement: Literal["hit", "miss"]

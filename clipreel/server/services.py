@@ -15,13 +15,16 @@ from clipreel.retriever import Retriever
 from clipreel.search.index import Index
 from clipreel.server.answers import Answers
 from clipreel.server.archive import Archive
+from clipreel.server.asked import Asked
 from clipreel.server.cutting import Cutting
 from clipreel.server.desk import Desk
 from clipreel.server.events import Events
 from clipreel.server.jobs import Jobs
 from clipreel.server.media import Media
 from clipreel.server.metrics import Metrics
+from clipreel.server.models import Models
 from clipreel.server.pictures import Pictures
+from clipreel.server.rerankers import Rerankers
 from clipreel.server.sandbox import Decoders
 from clipreel.server.settings import Settings
 from clipreel.server.together import Together
@@ -48,6 +51,11 @@ class Services:
     jobs: Jobs
     cutting: Cutting
     desk: Desk
+    reranking: Desk
+    answering: list[Answers]
+    rerankers: Rerankers
+    asked: Asked
+    models: Models = field(init=False)
     started: float = field(default_factory=time.time)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -60,14 +68,20 @@ class Services:
         metrics: Metrics,
         device: str,
         variants: Variants,
+        rerankers: Rerankers,
     ) -> Services:
         """Call in the event loop. The routes read the index through one connection, the search thread another."""
         archive = Archive(Index(place))
         decoders = Decoders(settings.decoders, settings.decode_waiting, settings.decode_s, metrics)
         events = Events(settings.event_clients)
         uploads = Uploads(decoders, settings)
-        asker = Together(variants.all[""].index, model, adapters=variants.beside)
-        answers = Answers(asker, lambda id: str(uploads.get(id).path), variants)
+        askers = made(variants, rerankers)
+        answering = [Answers(a, lambda id: str(uploads.get(id).path), variants, rerankers) for a in askers]
+        desk = Desk(answering[0], settings.search_waiting, settings.search_batch, settings.search_s, metrics)
+        reranking = desk
+        if len(answering) > 1:
+            what = "rerank", "reranks"
+            reranking = Desk(answering[1], settings.rerank_waiting, 1, settings.rerank_s, metrics, what)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)
         found = cls(
@@ -83,7 +97,11 @@ class Services:
             cutting=Cutting(archive, media, settings),
             variants=variants,
             jobs=Jobs(place, device, events, settings),
-            desk=Desk(answers, settings.search_waiting, settings.search_batch, settings.search_s, metrics),
+            desk=desk,
+            reranking=reranking,
+            answering=answering,
+            rerankers=rerankers,
+            asked=Asked(archive.index, settings.remember and not settings.read_only),
         )
         metrics.gauge("videos", "videos in the index", lambda: len(archive.last.files))
         metrics.gauge("vectors", "vectors in the index", lambda: archive.last.vectors)
@@ -92,6 +110,7 @@ class Services:
         metrics.gauge("uploads", "images kept to search with", lambda: len(uploads))
         metrics.gauge("event_clients", "clients that listen to events", lambda: len(events.clients))
         metrics.gauge("memory_bytes", "resident memory of the server", resident)
+        found.models = Models(found, place, device)
         found.tasks.append(asyncio.create_task(found._tick()))
         return found
 
@@ -100,18 +119,38 @@ class Services:
         while True:
             await asyncio.sleep(TICK_S)
             self.uploads.expire()
+            await self.asked.keep()
             with contextlib.suppress(ClipreelError):  # the disk of the index may come back
                 await run_in_threadpool(self.archive.now)
+
+    def renew(self) -> None:
+        """Search with the models that `variants` has now; call while no search is answered."""
+        for answers, asker in zip(self.answering, made(self.variants, self.rerankers), strict=True):
+            answers.asker = asker
 
     async def close(self) -> None:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.asked.keep(0.0)
         self.events.close()
         await self.jobs.close()
         await self.media.close()
         await self.decoders.close()
-        await run_in_threadpool(self.desk.close)
+        for desk in {id(d): d for d in (self.desk, self.reranking)}.values():
+            await run_in_threadpool(desk.close)
+
+
+def made(variants: Variants, rerankers: Rerankers) -> list[Together]:
+    """The asker of the search thread; and where there are rerankers one with a thread of its own, so that nobody else
+    waits for them. It searches the vectors of the first."""
+    found = [Together(variants.all[""].index, variants.all[""].model, adapters=variants.beside)]
+    if rerankers.orders:
+        own = {key: (v.model, Index(v.index.place)) for key, v in variants.all.items()}
+        model, index = own.pop("")
+        found.append(Together(index, model, adapters=own, rerankers=rerankers.orders))
+        found[1].borrow(found[0])
+    return found
 
 
 def services(request: Request) -> Services:

@@ -21,6 +21,8 @@ class Settings:
     loopback: bool = True
     hosts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()  # indexes of the same videos made with adapters on the same base
+    rerankers: tuple[str, ...] = ()  # heads and ALPROs that searches may name
+    remember: bool = False  # whether texts that are searched for are kept as a bank of queries
     read_only: str = ""  # why this server starts no job; empty where it may
 
     body_bytes: int = 256 * 1024
@@ -30,6 +32,12 @@ class Settings:
     search_waiting: int = 256
     search_batch: int = 64
     search_s: float = 30.0
+
+    rerank_waiting: int = 16
+    rerank_s: float = 60.0
+    rerank_candidates: int = 50  # hits that a head looks at
+    reread_candidates: int = 12  # hits whose files an ALPRO reads again
+    reread_s: float = 5.0  # for each of these files
 
     upload_bytes: int = 20 * MIB
     upload_pixels: int = 50_000_000
@@ -43,6 +51,8 @@ class Settings:
 
     conversions: int = 2
     conversions_waiting: int = 8
+    seeks: int = 2  # conversions from a moment on, beside those of whole videos
+    seek_idle_s: float = 5.0
     conversion_s: float = 3600.0
     conversion_idle_s: float = 60.0
     media_wait_s: float = 1.5

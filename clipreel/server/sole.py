@@ -7,7 +7,7 @@ from typing import IO
 
 from clipreel.search.index import Index
 
-HELD: list[IO[str]] = []  # locks live as long as the process
+HELD: dict[tuple[int, int], IO[str]] = {}  # locks by their file; they live as long as the process
 
 
 def claimed(index: Index) -> str:
@@ -21,6 +21,10 @@ def claimed(index: Index) -> str:
     except OSError as e:
         return f"the folder of the index cannot be written ({e.strerror}), so this server only reads"
     lock = os.fdopen(fd, "r+")
+    stat = os.fstat(fd)
+    if (stat.st_dev, stat.st_ino) in HELD:
+        lock.close()
+        return ""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -31,5 +35,5 @@ def claimed(index: Index) -> str:
     lock.truncate(0)
     lock.write(f"pid {os.getpid()}")
     lock.flush()
-    HELD.append(lock)
+    HELD[stat.st_dev, stat.st_ino] = lock
     return ""

@@ -121,11 +121,22 @@ class Holding(Searcher):
     """A searcher that stays with one state of the index until it is told to look again."""
 
     held: Moments | Approximate | None = None
+    lender: Holding | None = None  # of another thread, whose vectors are taken so that they are in memory once
 
     def source(self) -> Moments | Approximate:
         if self.held is None:
-            self.held = super().source()
+            self.look()
+        assert self.held is not None
         return self.held
+
+    def look(self) -> None:
+        """Take in the index as it is now."""
+        lent = None if self.lender is None else self.lender.held
+        if lent is None:
+            self.held = super().source()
+            return
+        self.index.version()  # what is read beside the vectors is as new
+        self.held, self._source = lent, None
 
 
 class KeptView(View):
@@ -142,7 +153,7 @@ class KeptView(View):
         """Not in the middle of a batch, whose requests all see one state of the index."""
         if self.busy or time.monotonic() - self._looked < FRESH_S:
             return
-        self.holding.held = None
+        self.holding.look()
         super().refresh()
         if not isinstance(self.catalog, KeptCatalog):
             self.catalog = KeptCatalog(self.catalog)
@@ -186,6 +197,11 @@ class Together(Asker):
     @cached_property
     def kept(self) -> dict[str, KeptView]:
         return {name: view for name, view in self.views.items() if isinstance(view, KeptView)}
+
+    def borrow(self, other: Together) -> None:
+        """Search the vectors that another asker has in memory, which may be at work in its own thread."""
+        for name, view in self.kept.items():
+            view.holding.lender = other.kept[name].holding
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """An answer for each request, or the error that it deserves."""

@@ -89,6 +89,11 @@ class Variants:
         if kept.is_file() and (before := kept.read_text("utf-8", "replace").strip()) in self.all:
             self.active = before
 
+    def take(self, index: Index, model: Retriever) -> None:
+        """The index that is served has another model now, and no other one beside it."""
+        self.all = {"": Variant(named(index, ""), model, index, index.facts.get("adapter") or "")}
+        self.active = ""
+
     @property
     def beside(self) -> dict[str, tuple[Retriever, Index]]:
         """What an `Asker` takes as adapters."""

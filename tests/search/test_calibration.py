@@ -9,7 +9,7 @@ import torch
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.similarity import Dense, QueryBank
 from clipreel.search.ask import Asker, Request
-from clipreel.search.bank import Bank, absent, bank_of, from_file, general, past, remember
+from clipreel.search.bank import Bank, absent, bank_of, forget, from_file, general, past, remember, remembered
 from clipreel.search.calibration import BETA, Calibration, calibrate, described, most_unusual, table_of
 from clipreel.search.index import File, Index
 from clipreel.search.indexer import update
@@ -121,6 +121,13 @@ def test_a_bank_is_read_and_kept(index: Index, tmp_path: Path) -> None:
         past(index)
     remember(index, [*TEXTS, TEXTS[0], "\n"])
     assert set(bank_of(index, "past").texts) == set(TEXTS)
+    remember(index, [f"query {n}" for n in range(990)] + [TEXTS[0], TEXTS[0]])
+    assert remembered(index)[-2:] == ["query 989", TEXTS[0]]
+    assert len(remembered(index)) == 1000  # and no more
+    forget(index)
+    assert remembered(index) == []
+    with pytest.raises(ClipreelError, match="remembers no queries"):
+        past(index)
     with pytest.raises(ClipreelError, match="has 1 queries: it needs 20 to 1000"):
         Bank("short", ("x",))
     with pytest.raises(ClipreelError, match="cannot be read"):
@@ -134,3 +141,13 @@ def test_without_a_bank_there_is_no_ranking_by_it(tmp_path: Path) -> None:
         Asker(index, tiny_model()).answer(Request("x", rank="bank"))
     with pytest.raises(ClipreelError, match="false-alarm rate of 2"):
         calibrate(index, tiny_model(), false_alarm=2)
+
+
+def test_encoding_a_bank_tells_how_far_it_is(tmp_path: Path) -> None:
+    index, told = new_index(tmp_path / "i"), []
+    update(index, tiny_model(), [str(library(tmp_path / "v", ("a.mp4",)))])
+    bank = Bank("other", tuple(f"a dog {n}" for n in range(40)), absent(30))
+    calibrate(index, tiny_model(), bank, 0.1, lambda *at: told.append(at))
+    assert told == [(32, 70), (64, 70), (70, 70)]
+    calibrate(index, tiny_model(), bank, 0.2, lambda *at: told.append(at))
+    assert len(told) == 3  # the vectors are kept

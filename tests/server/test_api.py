@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.server.conftest import API, code, ids, services
+from clipreel.search.index import Index
+from clipreel.search.indexer import update
+from tests.server.conftest import API, Serve, code, ids, model, services
 
 HIT = {"video", "name", "folder", "start_s", "end_s", "score", "unusual", "words", "duration_s", "width", "height"} | {
     "date",
@@ -108,9 +110,33 @@ def test_status_health_skipped_and_tags(client: TestClient, archive: tuple[Path,
         }
     ]
     assert client.get(f"{API}/tags").json()["tags"] == []
+    assert client.get(f"{API}/skipped", params={"offset": 1}).json() == {
+        "version": 1,
+        "total": 1,
+        "offset": 1,
+        "files": [],
+    }
     # the whole path is nobody's business
     for path in ("status", "videos", "skipped"):
         assert str(archive[0]) not in client.get(f"{API}/{path}").text
+
+
+def test_what_was_skipped_is_given_in_pages(serve: Serve, own_archive: tuple[Path, str]) -> None:
+    videos, place = own_archive
+    for n in range(4):
+        (videos / f"more-{n}.mp4").write_text("no video")
+    update(Index(place), model(), [str(videos)], workers=1)
+    client = serve(place)
+    pages = [client.get(f"{API}/skipped", params={"offset": o, "limit": 2}).json() for o in (0, 2, 4, 6)]
+    assert [[f["name"] for f in page["files"]] for page in pages] == [
+        ["bad.mp4", "more-0.mp4"],
+        ["more-1.mp4", "more-2.mp4"],
+        ["more-3.mp4"],
+        [],
+    ]
+    assert [(page["total"], page["offset"]) for page in pages] == [(5, 0), (5, 2), (5, 4), (5, 6)]
+    for wrong in ({"limit": 0}, {"limit": 1001}, {"offset": -1}, {"offset": "x"}):
+        assert code(client.get(f"{API}/skipped", params=wrong)) == (422, "invalid")
 
 
 def test_metrics_count_by_route_and_not_by_address(client: TestClient) -> None:

@@ -13,9 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from clipreel.cli import main
+from clipreel.search.bank import Bank, absent
+from clipreel.search.calibration import calibrate
 from clipreel.search.index import Index
 from clipreel.server.sole import claimed
-from tests.server.conftest import API, Serve, code, ids, services
+from tests.server.conftest import API, Serve, code, ids, model, services
 from tests.video.make import write
 
 
@@ -55,7 +57,15 @@ def test_a_job_brings_the_index_up_to_date(serve: Serve, own_archive: tuple[Path
 def test_events_tell_how_a_job_goes(
     serve: Serve, own_archive: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = serve(own_archive[1])
+    videos, place = own_archive
+    bank = Bank("mine", tuple(f"a dog, seen {n} times" for n in range(40)), absent(20))
+    calibrate(Index(place), model(), bank)
+    (videos / "mine.txt").write_text("\n".join([*bank.texts[:39], *(f"!{t}" for t in bank.absent)]))
+    Index(place).set_facts(bank=str(videos / "mine.txt"))
+    names = {f"new-{n}.mp4" for n in range(3)}
+    for n, name in enumerate(sorted(names)):
+        write(videos / name, frames=12 + n)
+    client = serve(place)
     told: list[dict[str, Any]] = []
     events = services(client).events
     send = events.send
@@ -70,6 +80,12 @@ def test_events_tell_how_a_job_goes(
     assert [t["state"] for t in told][:1] == ["running"]
     assert told[-1]["state"] == "done"
     assert {"id", "kind", "state", "done", "total", "eta_s", "current", "skipped"} <= set(told[0])
+    # each file by its name, never by its path
+    assert {t["current"] for t in told} == {None, *names}
+    assert told[-1]["current"] is None
+    assert (told[-1]["queries"], told[-1]["queries_total"]) == (59, 59)
+    assert 32 in {t["queries"] for t in told}
+    assert str(videos) not in json.dumps(told)
 
 
 def test_a_job_can_be_stopped(serve: Serve, own_archive: tuple[Path, str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from clipreel.server.errors import ApiError
 from clipreel.server.media import judged, range_of
 from tests.server.conftest import API, Serve, code, ids, services
 from tests.video.make import level
@@ -81,6 +82,46 @@ def test_it_streams_before_the_end_is_ready(serve: Serve, archive: tuple[Path, s
     answer = client.get(media(client, "c.avi"))
     assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
     assert len(levels(answer.content)) == 24
+
+
+def test_a_player_need_not_wait_for_the_whole(serve: Serve, archive: tuple[Path, str]) -> None:
+    client = serve(archive[1], media_wait_s=0.0)
+    for name, first, last, slack in (("c.avi", 12, 24, 6), ("b.mkv", 30, 36, 6)):
+        for _ in range(2):  # while it is made, and from the cache
+            answer = client.get(media(client, name), params={"from": first / 12})
+            assert (answer.status_code, answer.headers["x-clipreel-from"]) == (200, f"{round(first / 12, 1):g}")
+            shown = levels(answer.content)
+            assert len(shown) == last - first
+            assert max(abs(a - level(n)) for n, a in enumerate(shown, first)) <= slack
+    assert not client.get(f"{API}/videos/{ids(client)['c.avi']}").json()["ready"]  # the whole is another matter
+    data = (archive[0] / "a.mp4").read_bytes()
+    assert client.get(media(client, "a.mp4"), params={"from": 1}).content == data  # it has ranges
+    assert code(client.get(media(client, "c.avi"), params={"from": 99})) == (422, "no-moment")
+    for wrong in ("-1", "nan", "inf", "x", "1e9"):
+        assert code(client.get(media(client, "c.avi"), params={"from": wrong})) == (422, "invalid")
+
+
+def test_who_jumps_about_leaves_nothing_running(serve: Serve, archive: tuple[Path, str]) -> None:
+    client = serve(archive[1], seeks=1, conversions=1, conversions_waiting=1)
+    its = services(client).media
+    file = services(client).archive.file(ids(client)["c.avi"])
+    assert client.portal is not None
+
+    async def jump() -> tuple[bool, list[bool], int]:
+        first = its._begin("one", file, "encode", 0.5)
+        second = its._begin("two", file, "encode", 1.0)
+        left = [first.left.is_set(), second.left.is_set()]
+        try:
+            its._begin("three", file, "encode", 1.5)
+        except ApiError as e:
+            return True, left, e.status
+        finally:
+            await first.finished.wait()
+            await second.finished.wait()
+        return False, left, 200
+
+    assert client.portal.call(jump) == (True, [True, False], 503)
+    assert its.running == {}
 
 
 def test_thumbnails_show_the_moment(client: TestClient) -> None:

@@ -103,6 +103,14 @@ def test_an_adapter_answers_by_name_and_can_be_made_the_one_that_does(
     assert [x["commercial"] for x in listed[1]["lineage"]] == [True, True]
     both = client.post(f"{API}/search", json={"text": "red", "adapters": ["base", "mine"]}).json()
     assert {h["name"] for h in both["hits"]} == {"a.mp4", "b.mkv", "c.avi"}
+    # one ranking, each video once, and every name can be asked for again
+    ways = [client.post(f"{API}/search", json={"text": "red", "adapters": a}).json() for a in (["base"], ["mine"])]
+    assert [{h["adapter"] for h in way["hits"]} for way in ways] == [{"base"}, {"mine"}]
+    assert {h["adapter"] for h in both["hits"]} <= {"base", "mine"}
+    assert len(both["hits"]) == both["total"] == 3
+    assert both["hits"][0]["video"] in {way["hits"][0]["video"] for way in ways}
+    again = client.post(f"{API}/search", json={"text": "red", "adapters": ["base", "mine"], "k": 1, "offset": 2}).json()
+    assert again["hits"][0]["video"] == both["hits"][2]["video"]
     assert code(client.post(f"{API}/search", json={"text": "red", "adapters": ["other"]}))[0] == 404
     active = client.post(f"{API}/adapters/mine/activate").json()["adapters"]
     assert [a["active"] for a in active] == [False, True]

@@ -50,6 +50,7 @@ async def status(its: Its) -> dict[str, Any]:
         },
         "licences": licences(facts),
         "lineage": comes_from(facts),
+        "rerankers": its.rerankers.listed(),
         "read_only": its.settings.read_only,
         "up_s": round(time.time() - its.started, 1),
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
 from clipreel.search.catalog import label
 from clipreel.search.index import text_of
 from clipreel.server.archive import next_step
 from clipreel.server.errors import VERSION
-from clipreel.server.messages import Id, NewJob
+from clipreel.server.messages import Id, NewJob, Offset
 from clipreel.server.services import Services, services
 
 router = APIRouter(tags=["jobs"])
@@ -49,8 +49,8 @@ async def events(its: Its) -> StreamingResponse:
 
 
 @router.get("/skipped")
-async def skipped(its: Its) -> dict[str, Any]:
-    """Files that could not be indexed, why, and what to do about it."""
+async def skipped(its: Its, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> dict[str, Any]:
+    """Files that could not be indexed, why, and what to do about it; `total` of them, `limit` from `offset` on."""
     now = its.archive.last
     roots = now.facts.get("roots", [])
     rows = [
@@ -60,6 +60,6 @@ async def skipped(its: Its) -> dict[str, Any]:
             "reason": f.reason,
             "next": next_step(f.reason),
         }
-        for f in now.skipped[:1000]
+        for f in now.skipped[offset : offset + limit]
     ]
-    return {"version": VERSION, "total": len(now.skipped), "files": rows}
+    return {"version": VERSION, "total": len(now.skipped), "offset": offset, "files": rows}

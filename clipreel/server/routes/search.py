@@ -39,7 +39,7 @@ EXAMPLE: dict[int | str, dict[str, Any]] = {
                             "tags": ["dog"],
                             "moments": [{"start_s": 40.0, "end_s": 44.0, "score": 0.28}],
                             "matched": [{"at_s": 13.5, "score": 0.33}],
-                            "adapter": None,
+                            "adapter": "base",
                         }
                     ],
                     "facets": {
@@ -63,7 +63,9 @@ async def search(request: Search, its: Its) -> Response:
         its.uploads.get(id)
     for like in request.like:
         its.archive.file(like.video)
-    return Response(await its.desk.ask(request), media_type="application/json")
+    found = await (its.desk if request.rerank is None else its.reranking).ask(request)
+    its.asked.note(request)
+    return Response(found, media_type="application/json")
 
 
 @router.get("/search", responses=EXAMPLE, response_class=Response)

@@ -71,9 +71,19 @@ async def video(id: Id, its: Its) -> dict[str, Any]:
         416: {"description": "no such range"},
     },
 )
-async def media(id: Id, its: Its) -> Response:
-    """The video, with ranges. What browsers do not play is remade: it streams, without ranges, until it is whole."""
-    return await its.media.response(its.archive.file(id))
+async def media(
+    id: Id,
+    its: Its,
+    from_s: Annotated[
+        Seconds, Query(alias="from", description="where a remade video begins: its second 0 is this one of the source")
+    ] = 0.0,
+) -> Response:
+    """The video, with ranges. What browsers do not play is remade: it streams, without ranges, until it is whole.
+
+    `from` is for a player that does not want to wait for the whole: the answer begins there. A file that is sent as it
+    is takes no notice of it.
+    """
+    return await its.media.response(its.archive.file(id), from_s)
 
 
 @router.get("/videos/{id}/thumbnail", responses=PICTURE, response_class=Response)

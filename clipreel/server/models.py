@@ -1,0 +1,152 @@
+"""The models that look at an archive: the one that answers, the one it moves to, the one before (search/migrate.py).
+
+A switch is the act of `clipreel migrate --switch` (and --undo, for the one before), done while the server runs: the new
+model is loaded beside the old one, searches wait for the two renames, then the new one answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipreel.errors import ClipreelError
+from clipreel.search import migrate
+from clipreel.search.index import Index
+from clipreel.search.loading import base_of, on_base
+from clipreel.server.errors import ApiError
+from clipreel.server.rerankers import Rerankers
+from clipreel.server.sizes import index_bytes, licences, made_at
+from clipreel.server.sole import claimed
+from clipreel.server.variants import Variants, free, named
+
+if TYPE_CHECKING:
+    from clipreel.server.services import Services
+
+COMMANDS = {"next": "clipreel migrate --switch", "before": "clipreel migrate --undo"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An index of the archive: `role` is current, next or before."""
+
+    name: str
+    role: str
+    index: Index
+
+    def to_dict(self) -> dict[str, Any]:
+        made, facts = made_at(self.index.place), self.index.facts
+        return {
+            "name": self.name,
+            "role": self.role,
+            "active": self.role == "current",
+            "ready": self.role != "next" or migrate.REPORT in facts,
+            "videos": len(self.index.visible()),
+            "vectors": self.index.guard(self.index.vectors.count_rows),
+            "bytes": index_bytes(self.index.place) if self.index.local else None,
+            "age_s": None if made is None else round(time.time() - made, 1),
+            "licences": licences(facts),
+        }
+
+
+class Models:
+    """Those of the archive that a server answers for."""
+
+    def __init__(self, its: Services, place: str, device: str) -> None:
+        self.its, self.place, self.device = its, place, device
+        self._turn = threading.Lock()
+
+    def found(self) -> list[Candidate]:
+        """The index that answers, then those beside it; call in a thread."""
+        every: list[Candidate] = []
+        endings = {"current": "", "next": migrate.NEXT, "before": migrate.BEFORE}
+        for role, ending in endings.items():
+            local = "://" not in self.place
+            place = self.place.rstrip("/") + ending if local else self.place
+            if ending and not (local and os.path.isdir(place)):
+                continue
+            try:
+                index = Index(place)
+            except ClipreelError:  # it has only begun, or is being renamed
+                continue
+            every.append(Candidate(free(called(index), {c.name for c in every}), role, index))
+        return every
+
+    def listed(self) -> dict[str, Any]:
+        """For GET /models; the numbers are those that `clipreel migrate` printed."""
+        found = self.found()
+        report = next((c.index.facts.get(migrate.REPORT) for c in found if c.role == "next"), None)
+        shown = []
+        for candidate in found:
+            with contextlib.suppress(ClipreelError):  # deleted meanwhile
+                shown.append(candidate.to_dict())
+        return {"models": shown, "canary": report}
+
+    def activate(self, name: str) -> None:
+        """Let another one answer. Raises ApiError: 404 for an unknown one, 409 where that cannot be done now."""
+        every = self.found()
+        found = next((c for c in every if c.name == name), None)
+        if found is None:
+            known = ", ".join(c.name for c in every)
+            raise ApiError(
+                404, "no-such-model", f"no model {name[:80]!r} looks at this archive; those that do: {known}"
+            )
+        if found.role == "current":
+            return
+        self._check(found)
+        if not self._turn.acquire(blocking=False):
+            raise ApiError(409, "busy", "a switch is under way; ask again when it is done")
+        try:
+            self._switch(found)
+        finally:
+            self._turn.release()
+
+    def _check(self, found: Candidate) -> None:
+        settings, command = self.its.settings, COMMANDS[found.role]
+        if settings.read_only:
+            raise ApiError(409, "read-only", settings.read_only)
+        if settings.others:
+            why = "the other indexes that this server was started with belong to the present model"
+            raise ApiError(409, "switch", f"{why}: end it, run {command}, and start it without them")
+        if any(job["state"] == "running" for job in self.its.jobs.listed()):
+            raise ApiError(409, "busy", f"an index job runs; stop it or wait for it, or run {command} later")
+        if found.role == "next" and migrate.REPORT not in found.index.facts:
+            raise ApiError(409, "not-ready", f"{found.name} is not whole yet; clipreel migrate --to goes on with it")
+        if found.role == "before" and os.path.isdir(self.place.rstrip("/") + migrate.NEXT):
+            why = "a migration to another model is under way"
+            raise ApiError(409, "switch", f"{why}; end it with clipreel migrate --cancel, then switch back")
+        if why := claimed(found.index):
+            raise ApiError(409, "switch", f"{why}; end that server first")
+
+    def _switch(self, found: Candidate) -> None:
+        its = self.its
+        base = base_of(found.index, self.device)
+        model = on_base(base, found.index)
+        trial = Variants(found.index, model, base, (), its.variants.kept)
+        Rerankers(its.settings.rerankers, trial, its.settings, self.device)  # whether they fit the new model
+        with ExitStack() as turns:
+            for turn in {id(a.turn): a.turn for a in its.answering}.values():
+                turns.enter_context(turn)
+            try:
+                if found.role == "next":
+                    migrate.switch(self.place, model)
+                else:
+                    migrate.undo(self.place)
+            except ClipreelError as e:
+                raise ApiError(409, "switch", str(e)) from e
+            its.variants.take(Index(self.place), model)
+            its.rerankers.fit(its.variants)
+            its.model = model
+            its.renew()
+        its.archive.renew(Index(self.place))
+
+
+def called(index: Index) -> str:
+    """What people call the model of an index: the base, and its adapter."""
+    base = index.facts["model"]
+    base = os.path.basename(base) if os.path.isabs(base) else base
+    return f"{base} + {named(index, '')}" if index.facts.get("adapter") else base
