@@ -1,7 +1,8 @@
 """Writes docs/results.md from the JSON files that hold every figure. Usage: python benchmarks/results.py
 
 Read are benchmarks/results/*.json (a table for all rows of equal columns), benchmarks/results/reproduced/*.json
-(result.json of `clipreel reproduce`), configs/shapes/table.json (of `clipreel compare`) and the built-in model's card.
+(result.json of `clipreel reproduce`), table.json beside the configs of each study (of `clipreel compare`) and the
+built-in model's card.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from clipreel.training.reproducing import HEAD, markdown_row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-STUDY = ROOT / "configs" / "shapes" / "table.json"
+CONFIGS = ROOT / "configs"
+STUDIES = {  # folder of the configs: what it is, with what is asked for besides
+    "shapes": ("Methods on the shapes world", "--seeds 3"),
+    "ablation/heads": ("Heads on the shapes world", "--seeds 3"),
+    "ablation/mv_adapter": ("MV-Adapter's parts on the shapes world", "--seeds 3"),
+    "sweep/mv_adapter": ("MV-Adapter's learning rates on the shapes world", "--seeds 1"),
+}
 CARD = ROOT / "clipreel" / "models" / "shapes-tiny" / "measured.json"
 PAGE = ROOT / "docs" / "results.md"
 TOP = """# Results
@@ -39,10 +46,11 @@ def main() -> None:
 def page() -> str:
     """The whole text."""
     parts = [TOP, "## Published figures\n", published()]
-    if STUDY.is_file():
-        found = Study.from_dict(read(STUDY))
-        parts += [f"## Methods on the shapes world\n\n{source(STUDY)}; `clipreel compare configs/shapes/*.yaml`.\n"]
-        parts += [f"{markdown(found)}\n"]
+    for folder, (title, asked) in STUDIES.items():
+        table = CONFIGS / folder / "table.json"
+        if table.is_file():
+            parts += [f"## {title}\n\n{source(table)}; `clipreel compare configs/{folder}/*.yaml {asked}`.\n"]
+            parts += [f"{markdown(Study.from_dict(read(table)))}\n"]
     parts += [section("shapes-tiny", CARD)]
     parts += [section(file.stem, file) for file in sorted(RESULTS.glob("*.json"))]
     return "\n".join(parts)
