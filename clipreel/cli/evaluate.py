@@ -10,6 +10,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from clipreel.data.sample import Sample
     from clipreel.evaluation.features import Features
+    from clipreel.evaluation.gallery import Section
 
 Mode = Literal["single", "all", "paragraph"]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -62,7 +63,8 @@ def evaluate(
         query_bank: Normalise each query by the bank; stamped.
         store: Keep the vectors with their ids in this folder.
         features: Score the vectors of such a folder again, without the model.
-        gallery: Write a page (HTML) of the worst misses and the confusions, with the frames that were decoded.
+        gallery: Write a page (HTML) of the worst misses and the confusions, with the frames that were decoded, and of
+            what the proxies of a CLIP-ViP model look at.
         download: Allow the model to be fetched from the hub.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize`.
@@ -72,6 +74,7 @@ def evaluate(
     import tempfile
 
     from clipreel.cli.output import Progress, shown, skipped
+    from clipreel.cli.proxy_page import attention
     from clipreel.cli.search import load_model
     from clipreel.errors import ClipreelError
     from clipreel.evaluation.failures import page
@@ -86,6 +89,7 @@ def evaluate(
         raise ClipreelError("--features scores stored vectors; leave out the data, --adapter, --bank and --store")
     with joined() as here, tempfile.TemporaryDirectory() as scratch:
         found: Features
+        drawn: Section | None = None
         if features is not None:
             found, name = load_features(features), features.name
         else:
@@ -102,7 +106,9 @@ def evaluate(
             save_features(store, found)
         result = found.result(v2t=v2t, dual_softmax=dual_softmax, by_bank=query_bank)
         if gallery is not None:
-            page(found, f"What {name} misses", gallery)
+            if features is None:
+                drawn = attention(retriever, found.samples, found.sampling)
+            page(found, f"What {name} misses", gallery, more=[] if drawn is None else [drawn])
     bound = shapes_bound() if found.stamp.split in SHAPES_SPLITS else None
     if json:
         extra = {"order_blind_bound": {"t2v": bound[0], "v2t": bound[1]}} if bound else {}
