@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from clipreel.data.cache import amount
 from clipreel.data.doctor import KINDS, Checkup, Costs, Finding
 from clipreel.data.sets import Part
 from clipreel.evaluation.gallery import FRAMES, Section, Shown, page, printable, small, strip
 from clipreel.video.packets import DecodeError
 
 MOST = 24  # findings of a kind that are shown; all are in doctor.json
+NAMED = 200  # missing files that are named
 
 
 def write_page(file: Path, title: str, parts: Mapping[str, Part], checkup: Checkup, forecast: str) -> None:
@@ -22,8 +24,10 @@ def write_page(file: Path, title: str, parts: Mapping[str, Part], checkup: Check
     sections = [Section("Splits", "What is listed, and what of it is here.", splits(parts))]
     for kind, found in kinds.items():
         if found:
-            more = "" if len(found) <= MOST else f" The first {MOST} are shown; doctor.json has all."
-            sections.append(Section(f"{kind}: {len(found)}", KINDS[kind] + more, cards(found[:MOST], file.parent)))
+            most = NAMED if kind == "missing" else MOST
+            more = "" if len(found) <= most else f" The first {most} are shown; doctor.json has all."
+            drawn = names(found[:most]) if kind == "missing" else cards(found[:most], file.parent)
+            sections.append(Section(f"{kind}: {len(found):,}", KINDS[kind] + more, drawn))
     if len(sections) == 1:
         sections.append(Section("Nothing is wrong", "Every file was decoded from beginning to end.", ""))
     file.write_text(page(title, forecast, sections), "utf-8")
@@ -41,6 +45,14 @@ def splits(parts: Mapping[str, Part]) -> str:
     return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
+def names(found: Sequence[Finding]) -> str:
+    """Of files of which there is nothing to see."""
+    by_split: dict[str, list[str]] = {}
+    for f in found:
+        by_split.setdefault(f.says, []).append(printable(f.name))
+    return "".join(small(f"{says}{': ' if says else ''}{', '.join(of)}") for says, of in by_split.items())
+
+
 def cards(found: Sequence[Finding], base: Path) -> str:
     return f'<div class="cards">{"".join(card(f, base) for f in found)}</div>'
 
@@ -55,9 +67,10 @@ def card(f: Finding, base: Path) -> str:
 def film(path: Path, base: Path) -> str:
     """Frames of the file, with a link to it."""
     try:
-        image = f'<img src="{strip(Shown(path, "", 1, 0.0))}" alt="frames of {html.escape(printable(path.name))}">'
+        uri, _ = strip(Shown(path, "", 1, 0.0))
     except DecodeError as e:
         return small(e.reason)
+    image = f'<img src="{uri}" alt="frames of {html.escape(printable(path.name))}">'
     link = quote(os.fsencode(os.path.relpath(path, base)))
     return f'<a class="strip" style="--frames:{FRAMES}" href="{html.escape(link)}">{image}</a>'
 
@@ -66,8 +79,8 @@ def said(c: Costs, checkup: Checkup, what: str) -> str:
     """The forecast in a sentence or two."""
     training = "" if c.training_hours is None else f"; training {what}: about {hours(c.training_hours)}"
     return (
-        f"{c.videos:,} videos can be decoded, {checkup.hours:.1f} hours of film. A frame cache takes "
-        f"{c.cache_bytes / 2**30:.2f} GiB and at most {hours(c.cache_hours)} to fill{training}."
+        f"{c.videos:,} videos can be decoded, {hours(checkup.hours)} of film. A frame cache takes "
+        f"{amount(c.cache_bytes)} and at most {hours(c.cache_hours)} to fill{training}."
     )
 
 

@@ -117,11 +117,17 @@ class VideoSet:
             )
         source = "train" if split == DEVELOPMENT else split
         how = self.facts["forms"][self.form][source]
-        annotated = READERS[how["how"]](self.files(source))
+        files = self.files(source)
+        annotated = READERS[how["how"]](files)
         if split == DEVELOPMENT:
             annotated = replace(annotated, captions={i: c for i, c in annotated.captions.items() if developing(i)})
         stated = self.facts["splits"].get(split) or {"mode": self.facts["splits"][source]["mode"]}
         part = self._on_disk(annotated, how, stated, split)
+        if split == DEVELOPMENT and not part.listed:
+            raise ClipreelError(
+                f"none of the training videos of {self.name} in {files[0]} is among the {SHARE:.0%} that are kept to select "
+                "the weights: is the list cut short?"
+            )
         if not part.samples:
             why = f"{len(part.missing)} files are missing and {len(part.quarantined)} are quarantined"
             raise ClipreelError(

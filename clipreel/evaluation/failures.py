@@ -149,7 +149,7 @@ def confusion_card(features: Features, c: Confusion, captions: Sequence[str]) ->
     for v in c.videos:
         of_it = [q for q in c.texts if int(features.truth[q]) == v]
         score = float(features.texts[c.texts[0]] @ features.videos[v])
-        note = f"{features.samples[v].id}: {len(of_it)} of its captions rank the other first"
+        note = f"{features.samples[v].id}: {len(of_it)} of its captions rank{'s' * (len(of_it) == 1)} the other first"
         answers.append(shown(features, v, note, 0, score))
     return Card(said + more, answers)
 
