@@ -157,8 +157,7 @@ def told(parts: Mapping[str, Part], checkup: Checkup) -> None:
     from clipreel.data.doctor import KINDS
 
     for part in parts.values():
-        here = sum(checkup.seen[str(s.video)].reason != "missing" for s in part.samples)
-        print(f"{part.label}: {here} of {part.listed} listed videos have a file")
+        print(f"{part.label}: {checkup.present(part)} of {part.listed} listed videos have a file")
     for kind in KINDS:
         found = [f for f in checkup.findings if f.kind == kind]
         if found:

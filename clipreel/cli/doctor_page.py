@@ -21,7 +21,7 @@ NAMED = 200  # missing files that are named
 def write_page(file: Path, title: str, parts: Mapping[str, Part], checkup: Checkup, forecast: str) -> None:
     """The whole page, beside which videos are linked."""
     kinds = {kind: [f for f in checkup.findings if f.kind == kind] for kind in KINDS}
-    sections = [Section("Splits", "What is listed, and what of it is here.", splits(parts))]
+    sections = [Section("Splits", "What is listed, and what of it is here.", splits(parts, checkup))]
     for kind, found in kinds.items():
         if found:
             most = NAMED if kind == "missing" else MOST
@@ -33,12 +33,13 @@ def write_page(file: Path, title: str, parts: Mapping[str, Part], checkup: Check
     file.write_text(page(title, forecast, sections), "utf-8")
 
 
-def splits(parts: Mapping[str, Part]) -> str:
+def splits(parts: Mapping[str, Part], checkup: Checkup) -> str:
     cells = ("videos here", "listed", "missing", "quarantined", "captions")
     head = "".join(f"<th>{c}</th>" for c in cells)
     rows = ""
     for part in parts.values():
-        counts = (len(part.samples), part.listed, len(part.missing), len(part.quarantined))
+        here = checkup.present(part)
+        counts = (here, part.listed, len(part.missing) + len(part.samples) - here, len(part.quarantined))
         texts = sum(len(s.captions) for s in part.samples)
         values = "".join(f"<td>{n:,}</td>" for n in (*counts, texts))
         rows += f"<tr><th>{html.escape(part.label)}</th>{values}</tr>"

@@ -29,13 +29,14 @@ Pixels = NDArray[np.uint8]
 def attention(model: Retriever, samples: Sequence[Sample], sampling: Sampling | None = None) -> Section | None:
     """A row of frames, chosen by `sampling` (default: the model's), for every proxy of the first videos; None for
     another method and where nothing can be read."""
-    if not isinstance(model.tuner, ClipVip):
+    tuner = getattr(model, "tuner", None)  # other systems than CLIP have none
+    if not isinstance(tuner, ClipVip):
         return None
     drawn = []
     for sample in samples:
         found = frames_of(model, sample, sampling or model.sampling)
         if found is not None:
-            drawn.append(figure(model, model.tuner, sample, found))
+            drawn.append(figure(model, tuner, sample, found))
         if len(drawn) == VIDEOS:
             break
     lead = (

@@ -205,8 +205,8 @@ def list_and_captions(files: list[Path]) -> Annotated:
     for id, texts in captions.items():
         if not isinstance(texts, list):
             raise ClipreelError(
-                f"{data}: the captions of {id!r} are {short(texts)} and not a list of texts; get the file again, or give "
-                "the --form that it is of"
+                f"{data}: the captions of {id!r} are {short(texts)} and not a list of texts; get the file again, or "
+                "give the --form that it is of"
             )
     if pickled:
         captions = {id: [t if isinstance(t, str) else joined(t, id, data) for t in c] for id, c in captions.items()}

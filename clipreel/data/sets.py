@@ -125,8 +125,8 @@ class VideoSet:
         part = self._on_disk(annotated, how, stated, split)
         if split == DEVELOPMENT and not part.listed:
             raise ClipreelError(
-                f"none of the training videos of {self.name} in {files[0]} is among the {SHARE:.0%} that are kept to select "
-                "the weights: is the list cut short?"
+                f"none of the training videos of {self.name} in {files[0]} is among the {SHARE:.0%} that are kept to "
+                "select the weights: is the list cut short?"
             )
         if not part.samples:
             why = f"{len(part.missing)} files are missing and {len(part.quarantined)} are quarantined"

@@ -19,6 +19,7 @@ from clipreel.data.shapes import ShapesWorld
 from clipreel.retriever import Retriever
 from clipreel.tuners import build, options
 from clipreel.video.sampling import Sampling
+from tests.alpro.tiny import retriever as alpro_retriever
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def test_a_row_for_every_proxy_of_readable_videos(films: list[Sample], tmp_path:
 
 def test_other_methods_have_no_proxies(films: list[Sample]) -> None:
     assert attention(tuned("full"), films) is None
+    assert attention(alpro_retriever(), films) is None
     assert attention(tuned("clip_vip", frames=3), []) is None
 
 

@@ -164,6 +164,7 @@ def test_the_command_writes_a_list_that_the_others_heed(
     pictures = [tag for tag in re.findall(r"<img [^>]*>", page) if tag.startswith('<img src="data:image/jpeg;base64,')]
     assert len(pictures) == page.count("<img ") == 5  # what can be decoded
     assert '<p class="small">gone.mp4</p>' in page
+    assert "<th>ward</th><td>11</td><td>12</td><td>1</td><td>0</td><td>12</td>" in page
     report = json.loads((out / "doctor.json").read_text())
     assert report["quarantined"] == 5
     # reading leaves them out, also after the log was read again
