@@ -20,6 +20,7 @@ from clipreel.training.stage_data import folder_of, part_in, set_and_split
 from clipreel.training.tuning import TuneConfig
 
 RESULT = "result.json"
+PLACES = {f"{at}{key}" for at in ("", "data.") for key in ("form", "root", "videos", "quarantine")}
 FILES = ("images", "vit", "bert", "tokenizer", "entities", "answers")  # of a stage, beside its data
 ORIGINS = {
     "hdvila/annotations.jsonl": "HD-VILA-100M with its subtitles, about 92 million videos: "
@@ -36,7 +37,7 @@ ORIGINS = {
 @dataclass(frozen=True)
 class Link:
     """A cell as it will be run: its config on the data that are here, its folder, and what was changed in it and in
-    the stages before it."""
+    the stages before it. Where the data lie, and in which published form, is no change of what was printed."""
 
     entry: Entry
     config: Config
@@ -84,6 +85,7 @@ def linked(
     for change in own:
         config = override(config, change)
     config = placed(entry, config, data)
+    own = tuple(c for c in own if c.partition("=")[0] not in PLACES)
     earlier = before(entry, config, among)
     if earlier is None:
         return [Link(entry, config, folder, own)]

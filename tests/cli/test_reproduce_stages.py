@@ -124,6 +124,10 @@ def test_alpro_from_the_prompter_to_retrieval_and_answers(
     assert row.startswith("| alpro/qa/msrvtt-b16 (accuracy) | 42.1 | ")
     assert main([*qa, "--out", str(tmp_path / "qa")]) == 0
     assert "done before" in capsys.readouterr().err
+    for name in ("result.json", "seed-42/measured.json"):  # as if it was killed after the last step
+        (tmp_path / "qa" / name).unlink()
+    assert main([*qa, "--out", str(tmp_path / "qa"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ours"] == answers["ours"]
     assert main(["reproduce", "alpro/qa/msrvtt-b16", *SMALL, "--data", str(home), "--out", str(tmp_path / "qa")]) == 2
     assert "was made with" in capsys.readouterr().err
 
@@ -187,6 +191,17 @@ def test_what_a_stage_lacks_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert "pretrain_clipvip_base_32.pt" in said
     assert "hdvila/annotations.jsonl" in said
+
+
+def test_where_the_data_lie_is_no_change(tmp_path: Path) -> None:
+    known = catalogue()
+    places = ["data.form=x-pool", f"data.videos={tmp_path}"]
+    (link,) = chain(known["vop/vop_fc/msrvtt9k-b32"], known, tmp_path, [*places, "batch=4"], tmp_path / "out")
+    assert link.changes == ("batch=4",)
+    assert (link.config.data.form, link.config.data.videos) == ("x-pool", str(tmp_path))
+    links = chain(known["alpro/qa/msvd-b16"], known, tmp_path, ["prompter.videos=here"], tmp_path / "qa")
+    assert links[0].config.videos == "here"
+    assert [each.changes for each in links] == [(), (), ()]
 
 
 def test_changes_of_stages_that_are_not_run_are_refused(tmp_path: Path) -> None:
