@@ -36,6 +36,11 @@ def weights_of(source: str | Path, download: bool = False) -> dict[str, Tensor]:
     return read_file(weight_file(path) if path.is_dir() else path)[0]
 
 
+def may_be(source: str | Path) -> bool:
+    """Whether this is a path that is there, or can be a hub id."""
+    return Path(source).exists() or HUB_ID.fullmatch(str(source)) is not None
+
+
 def start(
     config: AlproConfig, vit: Mapping[str, Tensor] | None = None, bert: Mapping[str, Tensor] | None = None
 ) -> Alpro:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,11 +12,13 @@ from clipreel.cli.output import Progress, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
-    from clipreel.data.doctor import Checkup
+    from clipreel.data.doctor import Checkup, Costs
     from clipreel.data.sets import Part
     from clipreel.retriever import Retriever
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Reads = tuple[int, int, Callable[[str], int] | None]  # tokens, pixels of a side, how tokens are counted
+CLIP_READS: Reads = (77, 224, None)  # where no model is named
 
 
 def doctor(
@@ -66,11 +68,10 @@ def doctor(
         json: Print the report as JSON.
     """
     import json as js
-    from dataclasses import asdict
 
     from clipreel.cli.doctor_page import said, write_page
     from clipreel.cli.search import load_model
-    from clipreel.data.doctor import QUARANTINED, Checkup, Finding, caption_problems, costs, look_at, problems
+    from clipreel.data.doctor import QUARANTINED
     from clipreel.data.sets import check_apart
     from clipreel.data.sources import Source
     from clipreel.video.quarantine import NAME, write_quarantine
@@ -83,37 +84,62 @@ def doctor(
     check_apart({name: part.samples for name, part in parts.items()})
     retriever = None if model is None else load_model(model, download, "auto")
     folder = out or Path("doctor") / Path(data).name
-    paths = list(dict.fromkeys(s.video for part in parts.values() for s in part.samples))
-    line = Progress("looking at files")
-    seen = look_at(paths, folder / "seen.jsonl", workers=workers, timeout_s=time_limit, progress=line)
-    gone = [Finding("missing", id, f"{name}: no file") for name, part in parts.items() for id in part.missing]
-    context, size, count = (77, 224, None) if retriever is None else reading(retriever)
-    checkup = Checkup(seen, [*gone, *problems(seen), *caption_problems(parts, context, count)])
-    pair_s = None if retriever is None else measured(retriever, frames)
-    pairs = sum(len(s.captions) for s in parts.get("train", next(iter(parts.values()))).samples)
-    expected = costs(checkup, pairs, frames * 3 * size**2, workers, epochs, pair_s)
+    checkup = examined(parts, folder / "seen.jsonl", workers, time_limit, retriever)
+    expected, pairs = forecast(parts, checkup, retriever, frames, workers, epochs)
     listed = quarantine or source.folder / NAME
     rows = checkup.quarantine((*QUARANTINED, *also))
     write_quarantine(listed, rows)
-    forecast = said(expected, checkup, f"{epochs:g} rounds of {pairs:,} pairs on this machine")
-    write_page(folder / "doctor.html", f"{data}: what was found", parts, checkup, forecast)
-    report = {
-        "parts": {n: {"label": p.label, "listed": p.listed, "videos": len(p.samples)} for n, p in parts.items()},
-        "findings": [{**asdict(f), "path": f.path and str(f.path)} for f in checkup.findings],
-        "forecast": asdict(expected),
-        "quarantine": str(listed),
-        "quarantined": len(rows),
-        "page": str(folder / "doctor.html"),
-    }
+    cost = said(expected, checkup, f"{epochs:g} rounds of {pairs:,} pairs on this machine")
+    write_page(folder / "doctor.html", f"{data}: what was found", parts, checkup, cost)
+    report = reported(parts, checkup, expected, listed, len(rows), folder / "doctor.html")
     (folder / "doctor.json").write_text(js.dumps(report, indent=1) + "\n", "utf-8")
     if json:
         print(js.dumps(report))
     else:
         told(parts, checkup)
-        print(forecast)
+        print(cost)
         print(f"{len(rows)} files in {shown(str(listed))}; page {shown(str(folder / 'doctor.html'))}")
     skipped([(str(path), reason) for path, reason in rows])
-    return 1 if rows or gone else 0
+    return 1 if rows or any(part.missing for part in parts.values()) else 0
+
+
+def examined(parts: Mapping[str, Part], log: Path, workers: int, time_limit: float, model: Retriever | None) -> Checkup:
+    """All files decoded, and what is wrong with them, with those that are missing, and with the captions."""
+    from clipreel.data.doctor import Checkup, Finding, caption_problems, look_at, problems
+
+    paths = list(dict.fromkeys(s.video for part in parts.values() for s in part.samples))
+    seen = look_at(paths, log, workers=workers, timeout_s=time_limit, progress=Progress("looking at files"))
+    gone = [Finding("missing", id, f"{name}: no file") for name, part in parts.items() for id in part.missing]
+    context, _, count = CLIP_READS if model is None else reading(model)
+    return Checkup(seen, [*gone, *problems(seen), *caption_problems(parts, context, count)])
+
+
+def forecast(
+    parts: Mapping[str, Part], checkup: Checkup, model: Retriever | None, frames: int, workers: int, epochs: float
+) -> tuple[Costs, int]:
+    """What a cache and a training will cost, and the pairs of a round."""
+    from clipreel.data.doctor import costs
+
+    _, size, _ = CLIP_READS if model is None else reading(model)
+    pair_s = None if model is None else measured(model, frames)
+    pairs = sum(len(s.captions) for s in parts.get("train", next(iter(parts.values()))).samples)
+    return costs(checkup, pairs, frames * 3 * size**2, workers, epochs, pair_s), pairs
+
+
+def reported(
+    parts: Mapping[str, Part], checkup: Checkup, expected: Costs, listed: Path, quarantined: int, page: Path
+) -> dict[str, Any]:
+    """What doctor.json holds."""
+    from dataclasses import asdict
+
+    return {
+        "parts": {n: {"label": p.label, "listed": p.listed, "videos": len(p.samples)} for n, p in parts.items()},
+        "findings": [{**asdict(f), "path": f.path and str(f.path)} for f in checkup.findings],
+        "forecast": asdict(expected),
+        "quarantine": str(listed),
+        "quarantined": quarantined,
+        "page": str(page),
+    }
 
 
 def check_kinds(also: tuple[str, ...]) -> None:
@@ -131,15 +157,14 @@ def told(parts: Mapping[str, Part], checkup: Checkup) -> None:
     from clipreel.data.doctor import KINDS
 
     for part in parts.values():
-        here = sum(checkup.seen[str(s.video)].reason != "missing" for s in part.samples)
-        print(f"{part.label}: {here} of {part.listed} listed videos have a file")
+        print(f"{part.label}: {checkup.present(part)} of {part.listed} listed videos have a file")
     for kind in KINDS:
         found = [f for f in checkup.findings if f.kind == kind]
         if found:
             print(f"{kind}: {len(found)}, the first: {shown(found[0].name)[:60]} {shown(found[0].says)[:80]}")
 
 
-def reading(model: Retriever) -> tuple[int, int, Callable[[str], int] | None]:
+def reading(model: Retriever) -> Reads:
     """Tokens that the model reads, pixels of a side, and how tokens are counted."""
     tokenizer = model.tokenizer
     size = model.preprocess.size

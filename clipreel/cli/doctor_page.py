@@ -8,37 +8,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from clipreel.data.cache import amount
 from clipreel.data.doctor import KINDS, Checkup, Costs, Finding
 from clipreel.data.sets import Part
 from clipreel.evaluation.gallery import FRAMES, Section, Shown, page, printable, small, strip
 from clipreel.video.packets import DecodeError
 
 MOST = 24  # findings of a kind that are shown; all are in doctor.json
+NAMED = 200  # missing files that are named
 
 
 def write_page(file: Path, title: str, parts: Mapping[str, Part], checkup: Checkup, forecast: str) -> None:
     """The whole page, beside which videos are linked."""
     kinds = {kind: [f for f in checkup.findings if f.kind == kind] for kind in KINDS}
-    sections = [Section("Splits", "What is listed, and what of it is here.", splits(parts))]
+    sections = [Section("Splits", "What is listed, and what of it is here.", splits(parts, checkup))]
     for kind, found in kinds.items():
         if found:
-            more = "" if len(found) <= MOST else f" The first {MOST} are shown; doctor.json has all."
-            sections.append(Section(f"{kind}: {len(found)}", KINDS[kind] + more, cards(found[:MOST], file.parent)))
+            most = NAMED if kind == "missing" else MOST
+            more = "" if len(found) <= most else f" The first {most} are shown; doctor.json has all."
+            drawn = names(found[:most]) if kind == "missing" else cards(found[:most], file.parent)
+            sections.append(Section(f"{kind}: {len(found):,}", KINDS[kind] + more, drawn))
     if len(sections) == 1:
         sections.append(Section("Nothing is wrong", "Every file was decoded from beginning to end.", ""))
     file.write_text(page(title, forecast, sections), "utf-8")
 
 
-def splits(parts: Mapping[str, Part]) -> str:
+def splits(parts: Mapping[str, Part], checkup: Checkup) -> str:
     cells = ("videos here", "listed", "missing", "quarantined", "captions")
     head = "".join(f"<th>{c}</th>" for c in cells)
     rows = ""
     for part in parts.values():
-        counts = (len(part.samples), part.listed, len(part.missing), len(part.quarantined))
+        here = checkup.present(part)
+        counts = (here, part.listed, len(part.missing) + len(part.samples) - here, len(part.quarantined))
         texts = sum(len(s.captions) for s in part.samples)
         values = "".join(f"<td>{n:,}</td>" for n in (*counts, texts))
         rows += f"<tr><th>{html.escape(part.label)}</th>{values}</tr>"
     return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def names(found: Sequence[Finding]) -> str:
+    """Of files of which there is nothing to see."""
+    by_split: dict[str, list[str]] = {}
+    for f in found:
+        by_split.setdefault(f.says, []).append(printable(f.name))
+    return "".join(small(f"{says}{': ' if says else ''}{', '.join(of)}") for says, of in by_split.items())
 
 
 def cards(found: Sequence[Finding], base: Path) -> str:
@@ -55,9 +68,10 @@ def card(f: Finding, base: Path) -> str:
 def film(path: Path, base: Path) -> str:
     """Frames of the file, with a link to it."""
     try:
-        image = f'<img src="{strip(Shown(path, "", 1, 0.0))}" alt="frames of {html.escape(printable(path.name))}">'
+        uri, _ = strip(Shown(path, "", 1, 0.0))
     except DecodeError as e:
         return small(e.reason)
+    image = f'<img src="{uri}" alt="frames of {html.escape(printable(path.name))}">'
     link = quote(os.fsencode(os.path.relpath(path, base)))
     return f'<a class="strip" style="--frames:{FRAMES}" href="{html.escape(link)}">{image}</a>'
 
@@ -66,8 +80,8 @@ def said(c: Costs, checkup: Checkup, what: str) -> str:
     """The forecast in a sentence or two."""
     training = "" if c.training_hours is None else f"; training {what}: about {hours(c.training_hours)}"
     return (
-        f"{c.videos:,} videos can be decoded, {checkup.hours:.1f} hours of film. A frame cache takes "
-        f"{c.cache_bytes / 2**30:.2f} GiB and at most {hours(c.cache_hours)} to fill{training}."
+        f"{c.videos:,} videos can be decoded, {hours(checkup.hours)} of film. A frame cache takes "
+        f"{amount(c.cache_bytes)} and at most {hours(c.cache_hours)} to fill{training}."
     )
 
 

@@ -10,6 +10,8 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from clipreel.data.sample import Sample
     from clipreel.evaluation.features import Features
+    from clipreel.evaluation.gallery import Section
+    from clipreel.evaluation.metrics import Result
 
 Mode = Literal["single", "all", "paragraph"]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -62,23 +64,22 @@ def evaluate(
         query_bank: Normalise each query by the bank; stamped.
         store: Keep the vectors with their ids in this folder.
         features: Score the vectors of such a folder again, without the model.
-        gallery: Write a page (HTML) of the worst misses and the confusions, with the frames that were decoded.
+        gallery: Write a page (HTML) of the worst misses and the confusions, with the frames that were decoded, and of
+            what the proxies of a CLIP-ViP model look at.
         download: Allow the model to be fetched from the hub.
         device: Where the model runs: auto takes the GPU where there is one.
         engine: What computes the videos; int8 only after `clipreel quantize`.
         json: Print the result as JSON.
     """
-    import json as js
     import tempfile
 
-    from clipreel.cli.output import Progress, shown, skipped
+    from clipreel.cli.output import Progress
+    from clipreel.cli.proxy_page import attention
     from clipreel.cli.search import load_model
     from clipreel.errors import ClipreelError
     from clipreel.evaluation.failures import page
     from clipreel.evaluation.features import load_features, save_features
-    from clipreel.evaluation.report import protocol, table
-    from clipreel.evaluation.runs import read_bank, shapes_bank, shapes_bound
-    from clipreel.training.comparing import SHAPES_SPLITS
+    from clipreel.evaluation.runs import read_bank, shapes_bank
     from clipreel.training.distributed import after_first, joined
     from clipreel.training.evaluating import evaluate_together
 
@@ -86,6 +87,7 @@ def evaluate(
         raise ClipreelError("--features scores stored vectors; leave out the data, --adapter, --bank and --store")
     with joined() as here, tempfile.TemporaryDirectory() as scratch:
         found: Features
+        drawn: Section | None = None
         if features is not None:
             found, name = load_features(features), features.name
         else:
@@ -102,7 +104,21 @@ def evaluate(
             save_features(store, found)
         result = found.result(v2t=v2t, dual_softmax=dual_softmax, by_bank=query_bank)
         if gallery is not None:
-            page(found, f"What {name} misses", gallery)
+            if features is None:
+                drawn = attention(retriever, found.samples, found.sampling)
+            page(found, f"What {name} misses", gallery, more=[] if drawn is None else [drawn])
+    return told(name, found, result, gallery, json)
+
+
+def told(name: str, found: Features, result: Result, gallery: Path | None, json: bool) -> int:
+    """Prints the numbers with their protocol, and the videos that could not be read; returns the exit code."""
+    import json as js
+
+    from clipreel.cli.output import shown, skipped
+    from clipreel.evaluation.report import protocol, table
+    from clipreel.evaluation.runs import shapes_bound
+    from clipreel.training.comparing import SHAPES_SPLITS
+
     bound = shapes_bound() if found.stamp.split in SHAPES_SPLITS else None
     if json:
         extra = {"order_blind_bound": {"t2v": bound[0], "v2t": bound[1]}} if bound else {}
@@ -120,12 +136,18 @@ def read_data(
     data: Path | None, place: Path, root: Path | None, split: str, form: str | None, captions: Mode | None
 ) -> tuple[list[Sample], str]:
     """The samples that are meant, and what a stamp calls them; films of the shapes world are written to `place`."""
+    import sys
+
     from clipreel.data.sets import is_set, open_set
+    from clipreel.data.sources import notes
     from clipreel.evaluation.runs import read_annotations, shapes_samples
+    from clipreel.training.distributed import world
 
     if data is None:
         return shapes_samples(place), "shapes test"
     if is_set(str(data)) and not data.exists():
         part = open_set(str(data), root, form=form, captions=captions).part(split)
+        for note in notes({split: part}) if world().first else ():
+            print(f"note: {note}", file=sys.stderr)
         return part.samples, part.label
     return read_annotations(data), f"{data.name} (annotations.jsonl)"

@@ -11,8 +11,9 @@ from clipreel.cli.output import DEFAULT_MODEL, Progress, shown, skipped
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
-    from clipreel.data.cache import Forecast
+    from clipreel.data.cache import Forecast, Prepared
     from clipreel.data.sets import Part
+    from clipreel.data.shrink import Shrunk
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -71,9 +72,8 @@ def prepare(
         download: Allow the model to be fetched from the hub.
         json: Print the report as JSON.
     """
-    import json as js
     import sys
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from clipreel.cli.search import load_model
     from clipreel.data.cache import amount
@@ -93,17 +93,8 @@ def prepare(
         return shrunk(parts, shrink, into, drop_originals, workers, json)
     if cache is None:
         raise ClipreelError("name a folder for the frames: --cache DIR (or smaller copies: --shrink 224 --into DIR)")
-    samples = [s for part in parts.values() for s in part.samples]
     retriever = load_model(model, download, "cpu")
-    line = Progress("decoding")
-
-    def announce(forecast: Forecast) -> None:
-        print(
-            f"{forecast.videos} of {len(samples)} videos to decode: {amount(forecast.bytes)} to write, "
-            f"{amount(forecast.free)} free at {shown(str(cache))}",
-            file=sys.stderr,
-        )
-
+    samples = [s for part in parts.values() for s in part.samples]
     report = make(
         samples,
         cache,
@@ -113,39 +104,52 @@ def prepare(
         timeout_s=time_limit,
         renew=renew,
         verify=verify,
-        forecast=announce,
-        progress=line,
+        forecast=lambda forecast: announce(forecast, len(samples), cache),
+        progress=Progress("decoding"),
     )
-    if json:
-        print(js.dumps({**asdict(report), "cache": str(cache)}))
-    else:
-        print(
-            f"decoded {report.made} videos ({amount(report.bytes)}, {report.renewed} of them had changed), kept "
-            f"{report.kept}; cache at {shown(str(cache))}"
-        )
-    for path, warning in report.warnings:
-        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
-    skipped(report.skipped)
-    return (1 if report.made or report.kept else 2) if report.skipped else 0
+    said = (
+        f"decoded {report.made} videos ({amount(report.bytes)}, {report.renewed} of them had changed), kept "
+        f"{report.kept}; cache at {shown(str(cache))}"
+    )
+    return ended(report, {"cache": str(cache)}, said, json)
+
+
+def announce(forecast: Forecast, videos: int, cache: Path) -> None:
+    """Says what is about to be written, on standard error."""
+    import sys
+
+    from clipreel.data.cache import amount
+
+    print(
+        f"{forecast.videos} of {videos} videos to decode: {amount(forecast.bytes)} to write, "
+        f"{amount(forecast.free)} free at {shown(str(cache))}",
+        file=sys.stderr,
+    )
 
 
 def shrunk(parts: dict[str, Part], side: int, into: Path | None, drop: bool, workers: int, json: bool) -> int:
     """Makes the smaller copies and says what came of it; returns the exit code."""
-    import json as js
-    from dataclasses import asdict
-
     from clipreel.data.cache import amount
     from clipreel.data.shrink import shrink
 
     if into is None:
         raise ClipreelError(f"name a folder for the smaller videos: --shrink {side} --into DIR")
     report = shrink(parts, into, side, drop_originals=drop, workers=workers, progress=Progress("shrinking"))
-    if json:
-        print(js.dumps({**asdict(report), "into": str(into)}))
-    else:
-        print(
-            f"made {report.made} smaller videos, kept {report.kept}: {amount(report.before)} became "
-            f"{amount(report.after)}; removed {report.dropped} originals; read them with {shown(str(into))}"
-        )
+    said = (
+        f"made {report.made} smaller videos, kept {report.kept}: {amount(report.before)} became "
+        f"{amount(report.after)}; removed {report.dropped} originals; read them with {shown(str(into))}"
+    )
+    return ended(report, {"into": str(into)}, said, json)
+
+
+def ended(report: Prepared | Shrunk, place: dict[str, str], said: str, json: bool) -> int:
+    """Prints what was made, as JSON or as `said`, and what was skipped; returns the exit code."""
+    import json as js
+    import sys
+    from dataclasses import asdict
+
+    print(js.dumps({**asdict(report), **place}) if json else said)
+    for path, warning in getattr(report, "warnings", ()):
+        print(f"note: {shown(path)}: {warning}", file=sys.stderr)
     skipped(report.skipped)
     return (1 if report.made or report.kept else 2) if report.skipped else 0

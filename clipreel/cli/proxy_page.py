@@ -1,4 +1,4 @@
-"""What CLIP-ViP's proxies look at, drawn over the frames of a video, for the page of a tuned model."""
+"""What CLIP-ViP's proxies look at, drawn over the frames of a video, for the pages of tune and evaluate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from clipreel.retriever import Retriever
 from clipreel.tuners.clip_vip import ClipVip, proxy_maps
 from clipreel.video.decode import read_frames
 from clipreel.video.packets import DecodeError
+from clipreel.video.sampling import Sampling
 
 VIDEOS, LAYERS, HEIGHT = 3, 2, 96  # videos drawn, last layers that are averaged, pixels of a frame
 STRONGEST = 0.75  # how much of the colour covers a patch that gets all attention of its row
@@ -25,15 +26,17 @@ COLOUR = np.array([255, 64, 0], np.float32)
 Pixels = NDArray[np.uint8]
 
 
-def attention(model: Retriever, samples: Sequence[Sample]) -> Section | None:
-    """A row of frames for every proxy of the first videos; None for another method and where nothing can be read."""
-    if not isinstance(model.tuner, ClipVip):
+def attention(model: Retriever, samples: Sequence[Sample], sampling: Sampling | None = None) -> Section | None:
+    """A row of frames, chosen by `sampling` (default: the model's), for every proxy of the first videos; None for
+    another method and where nothing can be read."""
+    tuner = getattr(model, "tuner", None)  # other systems than CLIP have none
+    if not isinstance(tuner, ClipVip):
         return None
     drawn = []
     for sample in samples:
-        found = frames_of(model, sample)
+        found = frames_of(model, sample, sampling or model.sampling)
         if found is not None:
-            drawn.append(figure(model, model.tuner, sample, found))
+            drawn.append(figure(model, tuner, sample, found))
         if len(drawn) == VIDEOS:
             break
     lead = (
@@ -44,12 +47,12 @@ def attention(model: Retriever, samples: Sequence[Sample]) -> Section | None:
     return Section("What the proxies look at", lead, "".join(drawn)) if drawn else None
 
 
-def frames_of(model: Retriever, sample: Sample) -> torch.Tensor | None:
+def frames_of(model: Retriever, sample: Sample, sampling: Sampling) -> torch.Tensor | None:
     """The pixels that the model sees (1, T, 3, H, W), not normalised; None for a video that cannot be read."""
     try:
         found = read_frames(
             sample.video,
-            model.sampling,
+            sampling,
             start_s=sample.start_s,
             end_s=sample.end_s,
             transform=model.preprocess.pixels,

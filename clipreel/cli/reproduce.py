@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from clipreel.cli.output import Progress
     from clipreel.training.catalogue import Entry
+    from clipreel.training.chains import Link
+    from clipreel.training.reproducing import Reproduced
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -28,16 +31,18 @@ def reproduce(
     """Run the frozen config of a published figure, and print that figure, ours, the difference, and how it was made.
 
     Killed at any point, the same command goes on where it was; seeds that are done are kept. OUT/result.json holds
-    everything, OUT/row.md the row for docs/results.md.
+    everything, OUT/row.md the row for docs/results.md. A cell that starts from another stage runs that first, where it
+    is not here: beside OUT, under its own name, once for all cells that need it.
     On several GPUs: torchrun --nproc-per-node N -m clipreel reproduce ...
     Try `clipreel reproduce vop_fc/shapes-tiny`
 
     Args:
         cell: METHOD/DATASET-BACKBONE or SYSTEM/METHOD/DATASET-BACKBONE, such as vop_fc/msrvtt9k-b32; with --list, words
             that the names must contain.
-        changes: Values of the config, such as train.steps=10; what comes out is then marked as changed.
+        changes: Values of the config, such as train.steps=10, or of a stage before it, such as pretrain.train.steps=10;
+            what comes out is then marked as changed.
         list: Name all cells with data set, backbone, printed figure and tolerance.
-        data: Folder of the data set. (Default: its name in $CLIPREEL_DATA, else in data/.)
+        data: Folder of the data set, or one that holds a folder for each set. (Default: $CLIPREEL_DATA, else data/.)
         seeds: How many runs, from the frozen seed on.
         out: Folder of the runs. (Default: reproduced/CELL.)
         download: Allow the base to be fetched from the hub.
@@ -47,15 +52,13 @@ def reproduce(
     import json as js
     import sys
 
-    from clipreel.cli.output import Progress, shown
-    from clipreel.cli.search import load_model
-    from clipreel.cli.tune_page import page
+    from clipreel.cli.output import shown, spoken
     from clipreel.errors import ClipreelError
     from clipreel.evaluation.report import aligned
     from clipreel.training.catalogue import catalogue, chosen
+    from clipreel.training.chains import chain, lacking
     from clipreel.training.distributed import joined
-    from clipreel.training.reproducing import config_of, how, lacking, stated, told, verdict
-    from clipreel.training.reproducing import reproduce as run
+    from clipreel.training.reproducing import how, told, verdict
 
     known = catalogue()
     if list:
@@ -69,39 +72,66 @@ def reproduce(
         raise ClipreelError(f"{seeds} seeds: run at least 1")
     entry = chosen(cell, known)
     folder = out or Path("reproduced") / entry.name.replace("/", "-")
-    progress = Progress("step")
     with joined(timeout_s=3600) as here:
-        config = config_of(entry, data, changes)
-        absent = lacking(entry, config)
+        links = chain(entry, known, data, changes, folder)
+        absent = lacking(links)
         if absent:
             if here.first:
                 print(f"clipreel: {entry.name} cannot be run, this is missing:", file=sys.stderr)
                 print(*(f"  {row}" for row in absent), sep="\n", file=sys.stderr)
             return 2
-        config = stated(config, folder)
-        base = load_model(config.model, download, device)
-        say = print if here.first else lambda *a, **k: None
-        made = run(
-            entry,
-            config,
-            range(config.train.seed, config.train.seed + seeds),
-            folder,
-            base,
-            changes=changes,
-            made=lambda tuned, place: page(tuned, place) if here.first else None,
-            progress=progress if here.first else lambda done, total, extra: None,
-            say=lambda text: say(text, file=sys.stderr),
-        )
+        made = run(links, seeds, data, download, device, *spoken(here.first, "step"))
     if not here.first:
         return 0
     if json:
         print(js.dumps(made.to_dict()))
     else:
-        print(aligned(told(made)))
+        if made.ours:
+            print(aligned(told(made)))
         print(f"{entry.name}: {verdict(made)}")
         print(how(made))
         print(f"result {shown(str(folder / 'result.json'))}")
     return 0
+
+
+def run(
+    links: Sequence[Link],
+    seeds: int,
+    data: Path | None,
+    download: bool,
+    device: str,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Reproduced:
+    """The stages that are not done, each with its own seed, then the cell with all seeds."""
+    from functools import partial
+
+    from clipreel.cli.search import load_model
+    from clipreel.cli.tune_page import page
+    from clipreel.training.alpro_stages import StageConfig
+    from clipreel.training.distributed import on_first, world
+    from clipreel.training.reproducing import check_same_changes, reproduce
+
+    for link in links:
+        last = link is links[-1]
+        if not last and on_first(partial(getattr, link, "done")):
+            check_same_changes(link)
+            say(f"{link.folder}: {link.entry.name} is done")
+            continue
+        config, first = link.config, link.config.train.seed
+        base = None if isinstance(config, StageConfig) else load_model(config.model, download, device)
+        found = reproduce(
+            link,
+            range(first, first + (seeds if last else 1)),
+            base,
+            data=data,
+            device=device,
+            download=download,
+            made=lambda tuned, place: page(tuned, place) if world().first else None,
+            progress=progress,
+            say=say,
+        )
+    return found
 
 
 def listing(found: Sequence[Entry]) -> str:
@@ -116,11 +146,14 @@ def listing(found: Sequence[Entry]) -> str:
 
 def line(e: Entry) -> list[str]:
     """A row of --list without its source."""
+    from clipreel.training.reproducing import label
+
     if e.headline is None:
         printed, tolerance = "-", "-"
     else:
         (name, value), tolerance = e.headline, f"{e.tolerance:g}"
-        printed = f"{name} {value:.1f}{'?' if name.split(' ')[0] in e.unverified else ''}"
+        way, _, measure = name.partition(" ")
+        printed = f"{label(way, measure)} {value:.1f}{'?' if way in e.unverified else ''}"
     return [e.name, e.dataset, e.backbone, printed, tolerance]
 
 

@@ -102,6 +102,10 @@ class Checkup:
                 rows.setdefault(f.path, f"{f.kind}: {f.says}" if f.says else f.kind)
         return list(rows.items())
 
+    def present(self, part: Part) -> int:
+        """How many videos of a split have a file."""
+        return sum(self.seen[str(s.video)].reason != "missing" for s in part.samples)
+
     @property
     def hours(self) -> float:
         return sum(s.duration_s for s in self.seen.values()) / 3600

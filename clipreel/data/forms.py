@@ -204,7 +204,10 @@ def list_and_captions(files: list[Path]) -> Annotated:
     captions = read_plain(data) if pickled else json_of(data, dict, "captions by video id")
     for id, texts in captions.items():
         if not isinstance(texts, list):
-            raise ClipreelError(f"{data}: the captions of {id!r} are {short(texts)} and not a list")
+            raise ClipreelError(
+                f"{data}: the captions of {id!r} are {short(texts)} and not a list of texts; get the file again, or "
+                "give the --form that it is of"
+            )
     if pickled:
         captions = {id: [t if isinstance(t, str) else joined(t, id, data) for t in c] for id, c in captions.items()}
     return chosen(ids_of(listed), captions, data, listed)
@@ -212,7 +215,7 @@ def list_and_captions(files: list[Path]) -> Annotated:
 
 def joined(words: Any, id: str, file: Path) -> str:
     if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
-        raise ClipreelError(f"{file} is a pickle that is not captions: of {id!r} it holds {short(words)}")
+        raise ClipreelError(f"{file} is a pickle that is not captions: of {id!r} it holds {short(words)}; get it again")
     return " ".join(words)
 
 
@@ -226,7 +229,11 @@ def lsmdc(files: list[Path]) -> Annotated:
             continue
         if len(cells) != LSMDC_COLUMNS:
             mark = max(",;|", key=line.count)
-            hint = f"; it seems to be separated by {mark!r}" if len(cells) == 1 and line.count(mark) > 4 else ""
+            hint = (
+                f"; it seems to be separated by {mark!r}: write it with tabs"
+                if len(cells) == 1 and line.count(mark) > 4
+                else ""
+            )
             raise ClipreelError(
                 f"{file}, line {number} has {len(cells)} cells; LSMDC has {LSMDC_COLUMNS} separated by tabs, whatever "
                 f"its name says{hint}"
@@ -308,7 +315,9 @@ def rows_with(id: str, text: str, like: str) -> Reader:
 
     def read(files: list[Path]) -> Annotated:
         (file,) = files
-        return told(((row, row.fields) for row in json_rows(file, text_of(file))), id, text, like)
+        return told(
+            ((row, row.fields) for row in json_rows(file, text_of(file), f"{like}, a line each,")), id, text, like
+        )
 
     return read
 

@@ -176,7 +176,7 @@ def decoded(file: Path, raw: bytes) -> str:
         ) from e
 
 
-def json_rows(file: Path, text: str) -> Iterator[Row]:
+def json_rows(file: Path, text: str, like: str = '{"video": ...}') -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at U+2028 inside captions
         if not line.strip():
             continue
@@ -186,7 +186,7 @@ def json_rows(file: Path, text: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as e:
             raise ClipreelError(f"{where} is not JSON ({e}); each line is one object") from e
         if not isinstance(fields, dict):
-            raise ClipreelError(f'{where} is not a JSON object but {line.strip()[:40]!r}; write {{"video": ...}}')
+            raise ClipreelError(f"{where} is not a JSON object but {line.strip()[:40]!r}; {like} is expected")
         yield Row(where, fields)
 
 
@@ -245,9 +245,9 @@ def part_of(row: Row) -> tuple[str, float | None, float | None]:
     """The video as written, and start and end in seconds."""
     name = row.fields.get("video")
     if name is None:
-        raise row.error(f"there is no 'video'; found: {listing(row.fields)}")
+        raise row.error(f"there is no 'video'; found: {listing(row.fields)}. Name its file, or take the row out")
     if not isinstance(name, str) or not name.strip() or "\0" in name or lone_surrogate(name):
-        raise row.error(f"the video {short(name)} is not a file name")
+        raise row.error(f"the video {short(name)} is not a file name; write its name, or take the row out")
     start_s, end_s = (second(row, key) for key in ("start", "end"))
     if end_s is not None and end_s <= (start_s or 0.0):
         raise row.error(f"end {end_s:g} is not after start {start_s or 0:g}; both are seconds from the beginning")

@@ -60,6 +60,11 @@ def whereabouts(name: str) -> str:
     return f"{f['title']}: {f['size']}\n  videos: {f['videos']}\n  annotations: {f['annotations']}"
 
 
+def on_one_line(name: str) -> str:
+    """The same in a sentence of an error."""
+    return "; ".join(line.strip() for line in whereabouts(name).splitlines())
+
+
 @dataclass(frozen=True)
 class Part:
     """A split: its samples whose video can be used, and what is wrong with the others.
@@ -112,19 +117,28 @@ class VideoSet:
             )
         source = "train" if split == DEVELOPMENT else split
         how = self.facts["forms"][self.form][source]
-        files = [self._file(name) for name in how["files"]]
+        files = self.files(source)
         annotated = READERS[how["how"]](files)
         if split == DEVELOPMENT:
             annotated = replace(annotated, captions={i: c for i, c in annotated.captions.items() if developing(i)})
         stated = self.facts["splits"].get(split) or {"mode": self.facts["splits"][source]["mode"]}
         part = self._on_disk(annotated, how, stated, split)
+        if split == DEVELOPMENT and not part.listed:
+            raise ClipreelError(
+                f"none of the training videos of {self.name} in {files[0]} is among the {SHARE:.0%} that are kept to "
+                "select the weights: is the list cut short?"
+            )
         if not part.samples:
             why = f"{len(part.missing)} files are missing and {len(part.quarantined)} are quarantined"
             raise ClipreelError(
                 f"none of the {part.listed} videos of {self.name} {split} can be used below {self.videos} ({why}): "
-                f"name their folder with --videos. {' '.join(whereabouts(self.name).split())}"
+                f"name their folder with --videos. {on_one_line(self.name)}"
             )
         return part
+
+    def files(self, split: str) -> list[Path]:
+        """The annotation files of a published split. Raises ClipreelError for one that is not there, or twice."""
+        return [self._file(name) for name in self.facts["forms"][self.form][split]["files"]]
 
     def _file(self, name: str) -> Path:
         """The file of that name in the root, or in a folder or a folder of a folder of it."""
@@ -137,7 +151,7 @@ class VideoSet:
         raise ClipreelError(
             f"there is no {name} below {self.root}, which {self.name} in the form {self.form} is read from"
             + (f" (other forms: {others})" if others else "")
-            + f". {' '.join(whereabouts(self.name).split())}"
+            + f". {on_one_line(self.name)}"
         )
 
     def _on_disk(self, annotated: Annotated, how: Mapping[str, Any], stated: Mapping[str, Any], split: str) -> Part:
@@ -255,8 +269,7 @@ def open_set(
     place = Path(root) if root is not None else Path(os.environ.get(HOME, "data")) / name
     if not place.is_dir():
         raise ClipreelError(
-            f"there is no folder {place} with the data set {name}: name it with --root. "
-            + " ".join(whereabouts(name).split())
+            f"there is no folder {place} with the data set {name}: name it with --root. " + on_one_line(name)
         )
     inside = place / "videos"
     films = Path(videos) if videos is not None else inside if inside.is_dir() else place

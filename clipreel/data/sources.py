@@ -25,17 +25,18 @@ class Source:
 
     data: str
     form: str | None = None
-    root: Path | None = None
-    videos: Path | None = None
+    root: str | Path | None = None
+    videos: str | Path | None = None
     captions: Mode | None = None
-    quarantine: Path | Literal[False] | None = None
+    quarantine: str | Path | Literal[False] | None = None
 
     @property
     def folder(self) -> Path:
         """Where the annotations lie, and the quarantine list beside them."""
-        return self._set().root if is_set(self.data) else annotation_file(Path(self.data)).parent
+        return self.opened().root if is_set(self.data) else annotation_file(Path(self.data)).parent
 
-    def _set(self) -> VideoSet:
+    def opened(self) -> VideoSet:
+        """The set of that name."""
         return open_set(
             self.data,
             self.root,
@@ -49,7 +50,7 @@ class Source:
         """One split, or all (of a set those that were published; of a file its rows as one part). Videos of a file that
         are missing are not looked for: the reader of the videos says so."""
         if is_set(self.data):
-            found = self._set()
+            found = self.opened()
             wanted = [split] if split else [s for s in found.splits if s != DEVELOPMENT]
             return {name: found.part(name) for name in wanted}
         given = [name for name in OF_SETS if getattr(self, name) is not None]

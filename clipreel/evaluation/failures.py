@@ -92,9 +92,9 @@ def hubs(features: Features) -> list[tuple[int, int]]:
     return sorted(Counter(wrong).items(), key=lambda item: (-item[1], item[0]))
 
 
-def page(features: Features, title: str, out: Path, cards: int = CARDS) -> Path:
-    """Write the page. Strips show the frames that the sampling of the features chooses, decoded again, with their
-    times in seconds; a video that cannot be read shows its reason."""
+def page(features: Features, title: str, out: Path, cards: int = CARDS, more: Sequence[Section] = ()) -> Path:
+    """Write the page, `more` at its end. Strips show the frames that the sampling of the features chooses, decoded
+    again, with their times in seconds; a video that cannot be read shows its reason."""
     by_way = results(features)
     plain = by_way["plain"]
     missed, confused, drawing = misses(plain, features), confusions(features), hubs(features)
@@ -115,6 +115,7 @@ def page(features: Features, title: str, out: Path, cards: int = CARDS) -> Path:
         often = [(v, n) for v, n in drawing[: max(1, cards // 3)] if n > 1]
         made = [Card(f"first for {n} captions of other videos", [hub(features, v)]) for v, n in often]
         sections.append(Section("Hubs", lead, gallery.cards(made, out.parent)))
+    sections += more
     lead = f"{len(captions)} captions look for {count} videos; the times under the frames are seconds."
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(gallery.page(title, lead, sections), "utf-8")
@@ -148,7 +149,7 @@ def confusion_card(features: Features, c: Confusion, captions: Sequence[str]) ->
     for v in c.videos:
         of_it = [q for q in c.texts if int(features.truth[q]) == v]
         score = float(features.texts[c.texts[0]] @ features.videos[v])
-        note = f"{features.samples[v].id}: {len(of_it)} of its captions rank the other first"
+        note = f"{features.samples[v].id}: {len(of_it)} of its captions rank{'s' * (len(of_it) == 1)} the other first"
         answers.append(shown(features, v, note, 0, score))
     return Card(said + more, answers)
 

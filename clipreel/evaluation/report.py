@@ -7,6 +7,7 @@ from typing import Any
 
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result
+from clipreel.evaluation.protocol import Stamp
 
 # a result, or the two directions of a bound
 Rows = Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -49,8 +50,17 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 def protocol(result: Result) -> str:
     """The stamp in one paragraph."""
     s, n = result.stamp, result.t2v
+    lost = [(len(result.failed_texts), "texts"), (len(result.failed_videos), "videos")]
+    notes = [f"{n} {kind} have no vector and count as missed" for n, kind in lost if n]
+    if result.non_finite and not any(n for n, _ in lost):
+        notes.append(f"{result.non_finite} scores are not finite and count as missed")
+    return stated(s, [f"{n['queries']} queries over {n['gallery']} videos"], notes)
+
+
+def stated(s: Stamp, first: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+    """A stamp in one paragraph, after what comes `first` and with `notes` before the seeds."""
     parts = [
-        f"{n['queries']} queries over {n['gallery']} videos",
+        *first,
         f"split {s.split} ({s.split_hash})",
         f"captions: {s.caption_mode}",
         f"frames: {s.frames}",
@@ -59,11 +69,8 @@ def protocol(result: Result) -> str:
         f"post-processing: {s.post_processing}{', transductive' if s.transductive else ''}",
         f"ties: {s.tie_rule}",
         f"base {s.base}, adapter {s.adapter}",
+        *notes,
     ]
-    lost = [(len(result.failed_texts), "texts"), (len(result.failed_videos), "videos")]
-    parts += [f"{n} {kind} have no vector and count as missed" for n, kind in lost if n]
-    if result.non_finite and not any(n for n, _ in lost):
-        parts.append(f"{result.non_finite} scores are not finite and count as missed")
     if s.seeds:
         parts.append(f"seeds {', '.join(map(str, s.seeds))}")
     parts.append(" ".join(f"{k} {v}" for k, v in s.versions.items()))

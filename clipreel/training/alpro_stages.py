@@ -23,7 +23,7 @@ from clipreel.alpro.retriever import AlproRetriever, is_alpro, load_alpro, load_
 from clipreel.alpro.start import start, weights_of, with_heads
 from clipreel.alpro.wordpiece import WordPiece
 from clipreel.data.cache import FrameCache, prepare
-from clipreel.data.questions import Question, accuracies, answer_vocabulary, read_questions
+from clipreel.data.questions import Question, accuracies, answer_vocabulary
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
@@ -38,6 +38,7 @@ from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
 from clipreel.training.recipe import Recipe
+from clipreel.training.stage_data import captions_in, questions_in
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 
@@ -50,8 +51,10 @@ Say = Callable[[str], None]
 class StageConfig:
     """Everything a stage depends on.
 
-    `model` is the folder or released file it starts from; without it `vit` and `bert` are (a file, folder or hub id;
-    empty: random). `keep_frames` of each video are decoded once, `frames` of them drawn by `sampling` in each step.
+    `train_data`, `validation_data` and `test_data` (measured by `clipreel reproduce`) are files, or SET/SPLIT of a
+    published set in its `form` below `root` (stage_data.py). `model` is the folder or released file it starts from;
+    without it `vit` and `bert` are (a file, folder or hub id; empty: random). `keep_frames` of each video are decoded
+    once, `frames` of them drawn by `sampling` in each step.
     `augment` says how the pixels of videos change (alpro_augment.py); with "video", `images` are changed as pictures.
     """
 
@@ -66,6 +69,9 @@ class StageConfig:
     most_entities: int = 1000
     train_data: str = ""
     validation_data: str = ""
+    test_data: str = ""
+    form: str | None = None
+    root: str | None = None
     images: str = ""
     videos: str | None = None
     answers: str = ""
@@ -100,6 +106,7 @@ def run_stage(
     folder: Path,
     *,
     download: bool = False,
+    device: str = "auto",
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
     say: Say = lambda text: None,
 ) -> Trained:
@@ -109,16 +116,14 @@ def run_stage(
     """
     folder = Path(folder)
     torch.manual_seed(config.train.seed)
-    base = beginning(config, download)
+    base = beginning(config, download, device)
     if config.stage == "qa":
         return answer_stage(config, base, folder, progress, say)
-    train, validation = (
-        read_samples(p, config.videos) if p else [] for p in (config.train_data, config.validation_data)
-    )
+    train, validation = (captions_in(config, p) for p in (config.train_data, config.validation_data))
     images = read_samples(config.images) if config.images else []
     if not train:
         raise ClipreelError("there is no data to train on; set train_data")
-    prompter = prompter_of(config) if config.stage == "pretrain" else None
+    prompter = prompter_of(config, device) if config.stage == "pretrain" else None
     # squares are cut from larger frames; those to measure on are whole
     larger = LARGER if config.augment == "video" else 1.0
     apart = larger > 1
@@ -159,8 +164,7 @@ def run_stage(
 def answer_stage(
     config: StageConfig, base: AlproRetriever, folder: Path, progress: Callable[[int, int, str], None], say: Say
 ) -> Trained:
-    files = config.train_data, config.validation_data
-    questions, judged = (read_questions(p, config.videos) if p else [] for p in files)
+    questions, judged = (questions_in(config, p) for p in (config.train_data, config.validation_data))
     if not questions:
         raise ClipreelError("there are no questions to train on; set train_data")
     answers = read_words(Path(config.answers)) if config.answers else answer_vocabulary(questions, config.most_answers)
@@ -217,17 +221,16 @@ def finish(
 # ---------------------------------------------------------------------- parts
 
 
-def beginning(config: StageConfig, download: bool) -> AlproRetriever:
+def beginning(config: StageConfig, download: bool, device: str = "auto") -> AlproRetriever:
     """The model that a stage starts from, at its number of frames and tokens."""
     if config.model and is_alpro(config.model):
-        found = load_alpro(config.model, dtype="float32")
-        return view(found, config)
+        return view(load_alpro(config.model, device=device, dtype="float32"), config)
     words = config.tokenizer or config.bert
     if not words:
         raise ClipreelError("nothing says how text is read: set tokenizer (a folder or file with BERT's vocabulary)")
     if config.model:
         facts = {"tokenizer": words, "frames": config.frames, "context": config.tokens}
-        return view(load_official("alpro-retrieval", config.model, facts, dtype="float32"), config)
+        return view(load_official("alpro-retrieval", config.model, facts, device=device, dtype="float32"), config)
     tokenizer = WordPiece.from_files(words)
     vision = replace(config.sizes.vision, frames=config.frames)
     text = replace(config.sizes.text, vocab=max(config.sizes.text.vocab, tokenizer.vocab_size))
@@ -238,7 +241,7 @@ def beginning(config: StageConfig, download: bool) -> AlproRetriever:
     )
     entities = read_entities(config.entities, config.most_entities) if config.stage == "pretrain" else ()
     return AlproRetriever(
-        with_heads(model, entities=len(entities)).to(pick_device("auto")),
+        with_heads(model, entities=len(entities)).to(pick_device(device)),
         tokenizer=tokenizer,
         preprocess=Preprocess(vision.image_size, "uint8", "squash"),
         sampling=Sampling("uniform", config.frames),
@@ -278,10 +281,10 @@ def regrown(base: AlproRetriever, answers: Sequence[str]) -> AlproRetriever:
     )
 
 
-def prompter_of(config: StageConfig) -> Prompter:
+def prompter_of(config: StageConfig, device: str) -> Prompter:
     if not config.prompter or not config.entities:
         raise ClipreelError("pre-training needs a prompter (a folder of that stage) and entities (a vocabulary file)")
-    found = load_alpro(config.prompter, dtype="float32")
+    found = load_alpro(config.prompter, device=device, dtype="float32")
     return Prompter(found.model, words_of(found), read_entities(config.entities, config.most_entities))
 
 

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import yaml
 
 from clipreel.errors import ClipreelError
-from clipreel.training.alpro_stages import stage_cell
+from clipreel.training.alpro_stages import StageConfig, stage_cell
 from clipreel.training.cells import TOLERANCE, Figures, cells
 from clipreel.training.config import read
 from clipreel.training.post_pretraining import PostPretrainConfig
+from clipreel.training.stage_data import set_and_split
 from clipreel.training.tuning import TuneConfig, read_config
 
 PACKAGE = Path(__file__).parent.parent
@@ -29,23 +30,24 @@ BACKBONES = {
     "shapes-tiny": "tiny",
 }
 Verb = Literal["tune", "train", "post-pretrain"]
+Config = TuneConfig | StageConfig | PostPretrainConfig
 
 
 @dataclass(frozen=True)
 class Entry:
     """A frozen config. `verb` trains it; `printed` holds way -> measure -> value, and is empty where nothing was
-    printed; `tolerance` is in points of R@1. `config` is there for those that `clipreel reproduce` runs."""
+    printed; `tolerance` is in points of R@1 or accuracy."""
 
     name: str
     verb: Verb
     file: Path
     dataset: str
     backbone: str
+    config: Config
     source: str = ""
     printed: Figures = field(default_factory=dict)
     unverified: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
-    config: TuneConfig | None = None
 
     @property
     def headline(self) -> tuple[str, float] | None:
@@ -101,24 +103,26 @@ def table_entries(system: str, file: Path) -> list[Entry]:
         config, backbone = cell.config, backbone_of(cell.config.model)
         method = config.method if cell.name in BACKBONES.values() else cell.name
         name = f"{system}/{method}/{config.data.path}-{backbone}"
-        facts = (cell.source, cell.figures, cell.unverified, cell.tolerance, config)
-        found.append(Entry(name, "tune", file, config.data.path, backbone, *facts))
+        facts = (cell.source, cell.figures, cell.unverified, cell.tolerance)
+        found.append(Entry(name, "tune", file, config.data.path, backbone, config, *facts))
     return found
 
 
 def stage_entry(system: str, file: Path) -> Entry:
     cell = stage_cell(file)
     stage: str = cell.config.stage
-    dataset = "webvid2m" if stage in ("prompter", "pretrain") else file.stem.removesuffix(f"-{stage}")
+    place = "webvid2m" if stage in ("prompter", "pretrain") else file.stem.removesuffix(f"-{stage}")
+    named = set_and_split(cell.config.train_data)
+    dataset = place if named is None else named[0]
     printed: Figures = {"t2v" if stage == "retrieval" else stage: cell.target} if cell.target else {}
-    return Entry(f"{system}/{stage}/{dataset}-b16", "train", file, dataset, "b16", cell.source, printed)
+    return Entry(f"{system}/{stage}/{place}-b16", "train", file, dataset, "b16", cell.config, cell.source, printed)
 
 
 def corpus_entry(system: str, file: Path) -> Entry:
     config = read(PostPretrainConfig, file)
     dataset, backbone = next(iter(config.sources)), backbone_of(config.model)
     dataset = "shapes" if config.sources[dataset].path == "shapes" else dataset
-    return Entry(f"{system}/post_pretrain/{dataset}-{backbone}", "post-pretrain", file, dataset, backbone)
+    return Entry(f"{system}/post_pretrain/{dataset}-{backbone}", "post-pretrain", file, dataset, backbone, config)
 
 
 def study_entry(file: Path) -> Entry:
@@ -127,7 +131,7 @@ def study_entry(file: Path) -> Entry:
     name = f"{file.parent.name}/{file.stem}/{config.data.path}-{backbone}"
     printed, tolerance = committed(file.with_name("table.json"), file.stem)
     source = "clipreel compare configs/shapes/*.yaml, mean over seeds" if printed else ""
-    return Entry(name, "tune", file, config.data.path, backbone, source, printed, (), tolerance, config)
+    return Entry(name, "tune", file, config.data.path, backbone, config, source, printed, (), tolerance)
 
 
 def committed(table: Path, method: str) -> tuple[Figures, float]:

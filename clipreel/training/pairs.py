@@ -14,8 +14,9 @@ from typing import Literal
 
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
-from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set, open_set
+from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.sources import Source
 from clipreel.errors import ClipreelError
 
 SHAPES = "shapes"
@@ -89,14 +90,8 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
 
 def published(config: DataConfig) -> Pairs:
     """The splits of a published set; without a validation split a fixed part of the training videos selects."""
-    found = open_set(
-        config.path,
-        config.root,
-        form=config.form,
-        videos=config.videos,
-        captions=config.captions,
-        quarantine=config.quarantine,
-    )
+    said = (config.path, config.form, config.root, config.videos, config.captions, config.quarantine)
+    found = Source(*said).opened()
     selects = config.validation or (DEVELOPMENT if DEVELOPMENT in found.splits else "validation")
     parts = [found.part(split) for split in (config.train or "train", selects, config.held_out or "test")]
     train, validation, held_out = (p.samples for p in parts)

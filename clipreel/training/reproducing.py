@@ -7,7 +7,6 @@ the difference, the intervals over resampled videos, and the stamp of how it was
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -15,32 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from clipreel.adapter import write
-from clipreel.data.sets import HOME, whereabouts
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
 from clipreel.evaluation.features import ABOUT, load_features
 from clipreel.evaluation.metrics import Result
-from clipreel.evaluation.report import protocol
+from clipreel.evaluation.protocol import Stamp
 from clipreel.retriever import Retriever
-from clipreel.training.catalogue import Entry
-from clipreel.training.cells import WAYS, Figures
-from clipreel.training.config import as_dict, override, to_yaml
+from clipreel.training.catalogue import Config
+from clipreel.training.cells import Figures
+from clipreel.training.chains import RESULT, Link
+from clipreel.training.config import as_dict, to_yaml
 from clipreel.training.distributed import on_first
 from clipreel.training.finished import Spread, is_done, pooled, read_report
-from clipreel.training.pairs import SHAPES, read_pairs
+from clipreel.training.stage_runs import Judged, finished, run_judged
 from clipreel.training.tuning import TuneConfig, Tuned, read_config, tune
 
 SCHEMA = 1  # of result.json
 NOT_WHOLE = ("partial", "another list", "other captions")  # how a split is named that is not the published one
-RESULT, ROW = "result.json", "row.md"
+ROW = "row.md"
 HEAD = ["cell", "printed", "ours", "difference", "seeds", "within", "frames, tokens, selection, data"]
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """`ours` holds way -> measure -> spread over seeds; `within` says whether the first printed figure is met to within
-    the tolerance, and is None where that cannot be said: nothing was printed, the config was changed, data are
-    partial."""
+    """`ours` holds way -> measure -> spread over seeds, `stamps` how each way was made; `within` says whether the first
+    printed figure is met to within the tolerance, and is None where that cannot be said: nothing was printed or
+    measured, the config was changed, data are partial."""
 
     cell: str
     source: str
@@ -56,55 +55,22 @@ class Reproduced:
     intervals: dict[str, dict[str, Interval]]
     steps: list[int]
     costs: list[dict[str, Any]]
-    result: Result
+    stamps: dict[str, Stamp]
+    protocols: dict[str, str]
+
+    @property
+    def stamp(self) -> Stamp:
+        """That of the way that was printed first."""
+        first = next((way for way in self.printed if way in self.stamps), None) or next(iter(self.stamps), None)
+        return Stamp() if first is None else self.stamps[first]
 
     def to_dict(self) -> dict[str, Any]:
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "result"}
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "protocols"}
         plain = json.loads(json.dumps(facts, default=asdict))
-        return {"schema": SCHEMA, "kind": "reproduction", **plain, "stamp": self.result.stamp.to_dict()}
+        return {"schema": SCHEMA, "kind": "reproduction", **plain, "stamp": self.stamp.to_dict()}
 
 
-def config_of(entry: Entry, root: Path | None, changes: Sequence[str]) -> TuneConfig:
-    """The config of a cell on the data in the folder `root`, with values changed.
-
-    Raises ClipreelError for cells of other verbs, with the command that runs them, and for changes that do not fit.
-    """
-    if entry.config is None:
-        raise ClipreelError(
-            f"{entry.name} is a stage that other runs start from: clipreel {entry.verb} {entry.file} "
-            "(and clipreel evaluate what comes out)"
-        )
-    config = entry.config
-    if entry.dataset != SHAPES:
-        place = root if root is not None else Path(os.environ.get(HOME, "data")) / entry.dataset
-        config = replace(config, data=replace(config.data, root=str(place)))
-        if config.start is not None and (place / config.start).exists():
-            config = replace(config, start=str(place / config.start))
-    for change in changes:
-        config = override(config, change)
-    return config
-
-
-def lacking(entry: Entry, config: TuneConfig) -> list[str]:
-    """What a cell needs and is not there, a line each: its data (what, how big, who offers it), and what it starts
-    from."""
-    found: list[str] = []
-    place = config.data.root
-    if place is not None and not Path(place).is_dir():
-        found.append(f"the data set {config.data.path}, in the folder {place} (name another with --data)")
-        found += whereabouts(config.data.path).splitlines()
-    elif place is not None:
-        try:
-            read_pairs(config.data, Path())
-        except ClipreelError as e:
-            found.append(str(e))
-    if config.start is not None and not Path(config.start).exists():
-        where = f"see {entry.source}; put it into {place}"
-        found.append(f"{config.start}, the released checkpoint that it starts from: {where}")
-    return found
-
-
-def stated(config: TuneConfig, out: Path) -> TuneConfig:
+def stated(config: Config, out: Path) -> Config:
     """The config with every option of its method, as it is written to `out`/config.yaml."""
     path = out / "config.yaml"
 
@@ -116,33 +82,42 @@ def stated(config: TuneConfig, out: Path) -> TuneConfig:
         write(path, to_yaml(config).encode())
 
     on_first(put)
-    return read_config(path)
+    return read_config(path) if isinstance(config, TuneConfig) else config
 
 
 def reproduce(
-    entry: Entry,
-    config: TuneConfig,
+    link: Link,
     seeds: Sequence[int],
-    out: Path,
-    base: Retriever,
+    base: Retriever | None,
     *,
-    changes: Sequence[str] = (),
+    data: Path | None = None,
+    device: str = "auto",
+    download: bool = False,
     made: Callable[[Tuned, Path], object] = lambda tuned, folder: None,
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Reproduced:
-    """Train what is not done, read all, and write `out`/result.json and `out`/row.md. `made` sees each fresh run."""
-    folders = []
+    """Train what is not done, read all, and write result.json and row.md into the folder of the cell.
+
+    `made` sees each fresh run of `tune`. Raises ClipreelError for what does not fit.
+    """
+    out = link.folder
+    config = stated(link.config, out)
+    runs = []
     for seed in seeds:
         folder = out / f"seed-{seed}"
         wanted = replace(config, train=replace(config.train, seed=seed))
-        folders.append(folder)
-        if on_first(partial(is_done, folder, wanted)):
+        if on_first(partial(is_there, folder, wanted)):
             say(f"{folder}: done before")
-            continue
-        say(f"{folder}: seed {seed}")
-        made(tune(wanted, folder, scratch=out, base=base, progress=progress, say=say), folder)
-    found = collected(entry, config, list(seeds), folders, list(changes))
+        else:
+            say(f"{folder}: {link.entry.name}, seed {seed}")
+            if isinstance(wanted, TuneConfig):
+                made(tune(wanted, folder, scratch=out, base=base, device=device, progress=progress, say=say), folder)
+            else:
+                how: dict[str, Any] = {"data": data, "device": device, "download": download}
+                run_judged(wanted, folder, base=base, progress=progress, say=say, **how)
+        runs.append(judged_tune(folder) if isinstance(wanted, TuneConfig) else read_judged(folder, wanted))
+    found = collected(link, config, list(seeds), runs)
 
     def put() -> None:
         write(out / RESULT, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
@@ -152,62 +127,106 @@ def reproduce(
     return found
 
 
-def collected(
-    entry: Entry, config: TuneConfig, seeds: list[int], folders: Sequence[Path], changes: list[str]
-) -> Reproduced:
+def is_there(folder: Path, config: Config) -> bool:
+    """Whether a run of this very config is done."""
+    return is_done(folder, config) if isinstance(config, TuneConfig) else finished(folder, config) is not None
+
+
+def check_same_changes(link: Link) -> None:
+    """Raises ClipreelError where a stage that is done was made with other changes than those that are given."""
+    path = link.folder / RESULT
+    try:
+        made = json.loads(path.read_text("utf-8"))["changes"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ClipreelError(f"{path} is no result of clipreel reproduce ({e}); remove it and run again") from e
+    if set(made) != set(link.changes):
+        was = ", ".join(made) or "no changes"
+        wanted = ", ".join(link.changes) or "none"
+        raise ClipreelError(
+            f"{link.folder} was made with {was}, and {wanted} is asked for; give the same, or another --out, "
+            "beside which it is made anew"
+        )
+
+
+def read_judged(folder: Path, config: Config) -> Judged:
+    """What a finished stage reached, with its vectors where they were kept."""
+    found = finished(folder, config)
+    if found is None:
+        raise ClipreelError(f"{folder} was not finished; start the same command again")
+    if (folder / "features" / ABOUT).is_file():
+        found.features = load_features(folder / "features")
+    return found
+
+
+def judged_tune(folder: Path) -> Judged:
+    """What a finished run of `tune` reached; after dual softmax where its vectors were kept."""
+    report = read_report(folder)
+    found = Judged(costs=report["costs"])
+    found.both(Result.from_dict(report["compared"]["after"]))
+    if (folder / "features" / ABOUT).is_file():
+        found.features = load_features(folder / "features")
+        found.add("dual_softmax", found.features.result(dual_softmax="product"))
+    return found
+
+
+def collected(link: Link, config: Config, seeds: list[int], runs: Sequence[Judged]) -> Reproduced:
     """What the runs of all seeds say together. Raises ClipreelError where they were not made in the same way."""
-    reports = [read_report(folder) for folder in folders]
-    kept = all((folder / "features" / ABOUT).is_file() for folder in folders)
-    features = [load_features(folder / "features") for folder in folders] if kept else []
-    after = [Result.from_dict(r["compared"]["after"]) for r in reports]
-    for other in after[1:]:
-        after[0].stamp.require_equal(other.stamp)
-    rows: dict[str, list[dict[str, Any]]] = {"t2v": [r.t2v for r in after], "v2t": [r.v2t for r in after]}
-    plain = [f.result() for f in features]
-    if "dual_softmax" in entry.printed and features:
-        rows["dual_softmax"] = [f.result(dual_softmax="product").t2v for f in features]
-    measures = ("R@1", "R@5", "R@10", "MdR", "MnR")
-    ours = {way: {m: Spread.of([row[m] for row in many]) for m in measures} for way, many in rows.items()}
+    entry, first = link.entry, runs[0]
+    for other in runs[1:]:
+        for way, stamp in first.stamps.items():
+            stamp.require_equal(other.stamps[way])
+    ours = {
+        way: {m: Spread.of([run.ours[way][m] for run in runs]) for m in row}
+        for way, row in first.ours.items()
+        if way != "dual_softmax" or way in entry.printed or entry.verb != "tune"
+    }
     difference = {
         way: {m: ours[way][m].mean - value for m, value in row.items() if m in ours[way]}
         for way, row in entry.printed.items()
         if way in ours
     }
-    first = entry.headline
-    comparable = first is not None and not changes and not after[0].stamp.split.startswith(NOT_WHOLE)
-    way, measure = first[0].split(" ", 1) if first else ("", "")
-    within = abs(difference[way][measure]) <= entry.tolerance if comparable else None
-    stamp = after[0].stamp.having(seeds=tuple(seeds))
+    stamps = {way: first.stamps[way].having(seeds=tuple(seeds)) for way in ours}
+    gap = gap_of(entry.headline, difference)
+    whole = not any(stamp.split.startswith(NOT_WHOLE) for stamp in stamps.values())
+    features = [run.features for run in runs if run.features is not None]
+    said = f"; seeds {', '.join(map(str, seeds))}"
     return Reproduced(
         entry.name,
         entry.source,
         as_dict(config),
-        changes,
+        list(link.changes),
         seeds,
         entry.printed,
         list(entry.unverified),
         entry.tolerance,
         ours,
         difference,
-        within,
-        pooled(plain) if plain else {},
-        [r["costs"]["step"] for r in reports],
-        [r["costs"] for r in reports],
-        replace(after[0], stamp=stamp),
+        abs(gap) <= entry.tolerance if gap is not None and whole and not link.changes else None,
+        pooled([f.result() for f in features]) if len(features) == len(runs) else {},
+        [run.costs["step"] for run in runs],
+        [run.costs for run in runs],
+        stamps,
+        {way: first.protocols[way] + said for way in ours},
     )
+
+
+def gap_of(headline: tuple[str, float] | None, difference: Figures) -> float | None:
+    """How far the first printed figure is missed; None where nothing was printed or measured."""
+    way, _, measure = headline[0].partition(" ") if headline else ("", "", "")
+    return difference.get(way, {}).get(measure)
 
 
 def told(found: Reproduced) -> list[list[str]]:
     """Lines of a table: measure, printed, ours, difference, interval."""
     lines = [["", "printed", "ours", "difference", "95 % of resampled videos"]]
-    for way in (w for w in WAYS if w in found.ours):
-        for measure, spread in found.ours[way].items():
+    for way, row in found.ours.items():
+        for measure, spread in row.items():
             printed = found.printed.get(way, {}).get(measure)
             gap = found.difference.get(way, {}).get(measure)
             interval = found.intervals.get(way, {}).get(measure)
             lines.append(
                 [
-                    f"{way} {measure}",
+                    label(way, measure),
                     "-" if printed is None else f"{printed:.1f}{'?' if way in found.unverified else ''}",
                     str(spread),
                     "-" if gap is None else f"{gap:+.1f}",
@@ -217,38 +236,51 @@ def told(found: Reproduced) -> list[list[str]]:
     return lines
 
 
+def label(way: str, measure: str) -> str:
+    """The figure as a table names it; the stage of a measure that says itself what it is is left out."""
+    return f"{way} {measure}" if measure[:2] in ("R@", "Md", "Mn") else measure
+
+
 def verdict(found: Reproduced) -> str:
     """Whether the printed figure was met, in a sentence."""
     if found.changes:
         return f"not the frozen config ({', '.join(found.changes)} changed), so nothing follows for the printed figure"
     if not found.printed:
         return "nothing was printed for this cell"
-    if found.within is None:
-        return f"the data are not the whole set ({found.result.stamp.split}), so nothing follows for the printed figure"
     way, row = next(iter(found.printed.items()))
     measure = next(iter(row))
-    gap = found.difference[way][measure]
-    said = f"{way} {measure} differs by {gap:+.1f} points from the printed {row[measure]:.1f}"
+    gap = found.difference.get(way, {}).get(measure)
+    if gap is None:
+        return f"{label(way, measure)} was not measured, so nothing follows for the printed {row[measure]:.1f}"
+    if found.within is None:
+        return f"the data are not the whole set ({found.stamp.split}), so nothing follows for the printed figure"
+    said = f"{label(way, measure)} differs by {gap:+.1f} points from the printed {row[measure]:.1f}"
     return f"{'reproduced' if found.within else 'not reproduced'}: {said} (tolerance {found.tolerance:g})"
 
 
 def how(found: Reproduced) -> str:
-    return protocol(found.result)
+    """The protocol of every way that has its own, a paragraph each."""
+    ways: dict[str, list[str]] = {}
+    for way, said in found.protocols.items():
+        ways.setdefault(said, []).append(way)
+    if len(ways) < 2:
+        return next(iter(ways), "nothing was measured")
+    return "\n".join(f"{', '.join(names)}: {said}" for said, names in ways.items())
 
 
 def markdown_row(data: dict[str, Any]) -> str:
     """A row of docs/results.md from the data of result.json; its columns are HEAD."""
     printed = next(iter(data["printed"].items()), None)
-    way = printed[0] if printed else "t2v"
-    measure = next(iter(printed[1])) if printed else "R@1"
-    ours = Spread(**data["ours"][way][measure])
+    way = printed[0] if printed else next(iter(data["ours"]), "t2v")
+    measure = next(iter(printed[1] if printed else data["ours"].get(way, {"R@1": 0})))
+    ours = data["ours"].get(way, {}).get(measure)
     stamp = data["stamp"]
     gap = data["difference"].get(way, {}).get(measure)
     within = {True: "yes", False: "no", None: "changed config" if data["changes"] else "-"}[data["within"]]
     cells = [
-        f"{data['cell']} ({way} {measure})",
+        f"{data['cell']} ({label(way, measure)})",
         f"{printed[1][measure]:.1f}" if printed else "-",
-        str(ours),
+        "-" if ours is None else str(Spread(**ours)),
         "-" if gap is None else f"{gap:+.1f}",
         ", ".join(map(str, data["seeds"])),
         within,

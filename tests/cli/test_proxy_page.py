@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 
 import clipreel
+from clipreel.adapter import save_adapter
+from clipreel.cli import main
 from clipreel.cli.proxy_page import COLOUR, HEIGHT, STRONGEST, attention, overlaid
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.retriever import Retriever
-from clipreel.tuners import build
+from clipreel.tuners import build, options
 from clipreel.video.sampling import Sampling
+from tests.alpro.tiny import retriever as alpro_retriever
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,7 @@ def test_a_row_for_every_proxy_of_readable_videos(films: list[Sample], tmp_path:
 
 def test_other_methods_have_no_proxies(films: list[Sample]) -> None:
     assert attention(tuned("full"), films) is None
+    assert attention(alpro_retriever(), films) is None
     assert attention(tuned("clip_vip", frames=3), []) is None
 
 
@@ -58,3 +62,19 @@ def test_colour_lies_where_the_weight_is() -> None:
     assert (found[: HEIGHT // 2, : HEIGHT // 2] == 100).all()
     wanted = np.rint(100 + STRONGEST * (COLOUR - 100))
     assert np.abs(found[: HEIGHT // 2, HEIGHT // 2 :] - wanted).max() <= 1
+
+
+def test_the_gallery_of_an_evaluation_shows_them(films: list[Sample], tmp_path: Path) -> None:
+    base = clipreel.load("shapes-tiny", device="cpu")
+    for method, options_ in (("clip_vip", {"proxies": 2, "frames": 3}), ("bias", {})):
+        torch.manual_seed(0)
+        made = base.adapted(build(method, base.clip, options_), adapter="x", sampling=Sampling("uniform", 3))
+        save_adapter(tmp_path / method, made, method, options(method, options_))
+        page = tmp_path / f"{method}.html"
+        command = ["evaluate", str(films[0].video.parent), "--adapter", str(tmp_path / method), "--frames", "3"]
+        assert main([*command, "--gallery", str(page), "--device", "cpu"]) == 0
+    drawn = (tmp_path / "clip_vip.html").read_text()
+    assert "What the proxies look at" in drawn
+    assert len(re.findall(r"<th>proxy \d: \d+ %</th>", drawn)) == 2 * 2
+    assert drawn.index("Worst misses" if "Worst misses" in drawn else "Numbers") < drawn.index("What the proxies")
+    assert "proxies" not in (tmp_path / "bias.html").read_text()

@@ -80,8 +80,6 @@ def test_the_list_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "no").exists()
     assert main(["reproduce", "vop_fc/shapes-tiny", "train.stepz=2", "--out", str(tmp_path / "no")]) == 2
     assert "did you mean train.steps?" in capsys.readouterr().err
-    assert main(["reproduce", "post_pretrain/shapes-tiny", "--out", str(tmp_path / "no")]) == 2
-    assert "clipreel post-pretrain" in capsys.readouterr().err
     assert main(["reproduce"]) == 2
     assert not (tmp_path / "no").exists()
 

@@ -1,6 +1,7 @@
 """The check-up of a data set: what is wrong with files and captions, the list that commands heed, and the forecast."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -155,12 +156,15 @@ def test_the_command_writes_a_list_that_the_others_heed(
     said = capsys.readouterr()
     assert "ward: 11 of 12 listed videos have a file" in said.out
     assert "missing: 1, the first: gone.mp4" in said.out
-    assert "A frame cache takes 0.00 GiB and at most " in said.out
+    assert "A frame cache takes 768.0 KiB and at most " in said.out
     assert "rounds of 12 pairs on this machine: about" in said.out
     assert said.err.splitlines()[-6] == "skipped 5:"
     page = (out / "doctor.html").read_text()
     assert "variable rate: 1" in page
-    assert page.count("data:image/jpeg;base64,") == 5  # what can be decoded
+    pictures = [tag for tag in re.findall(r"<img [^>]*>", page) if tag.startswith('<img src="data:image/jpeg;base64,')]
+    assert len(pictures) == page.count("<img ") == 5  # what can be decoded
+    assert '<p class="small">gone.mp4</p>' in page
+    assert "<th>ward</th><td>11</td><td>12</td><td>1</td><td>0</td><td>12</td>" in page
     report = json.loads((out / "doctor.json").read_text())
     assert report["quarantined"] == 5
     # reading leaves them out, also after the log was read again

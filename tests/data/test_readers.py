@@ -108,9 +108,13 @@ A = '{"video": "a.mp4", "caption": "x"}\n'
     [
         ("a.jsonl", "", "holds no rows"),
         ("a.jsonl", A + "not json", "line 2 is not JSON"),
-        ("a.jsonl", A + "[1]", "line 2 is not a JSON object but '[1]'"),
-        ("a.jsonl", A + '{"film": "a.mp4", "caption": "x"}', "line 2: there is no 'video'; found: film, caption"),
-        ("a.jsonl", '{"video": 3, "caption": "x"}', "the video 3 is not a file name"),
+        ("a.jsonl", A + "[1]", "line 2 is not a JSON object but '[1]'; {\"video\": ...} is expected"),
+        (
+            "a.jsonl",
+            A + '{"film": "a.mp4", "caption": "x"}',
+            "line 2: there is no 'video'; found: film, caption. Name its",
+        ),
+        ("a.jsonl", '{"video": 3, "caption": "x"}', "the video 3 is not a file name; write its name, or take the"),
         ("a.jsonl", A + '{"video": "b.mp4", "text": "x"}', "line 2: the video has no caption (missing or blank)"),
         ("a.jsonl", '{"video": "a.mp4", "captions": []}', "line 1: the video has no caption"),
         ("a.jsonl", '{"video": "a.mp4", "caption": " "}', "line 1: the caption is blank"),

@@ -316,6 +316,20 @@ def test_a_video_that_is_twice_in_a_test_list(films: Path, tmp_path: Path) -> No
     rows(tmp_path, written)
     spoil(tmp_path, "txt/train9k.jsonl", lambda t: t.replace("clip_id", "clip"))
     assert "line 1: there is no video, 'clip_id' is None" in refused("msrvtt9k", "clip-vip", tmp_path, films)
+    spoil(tmp_path, "txt/train9k.jsonl", lambda t: "[1]")
+    said = refused("msrvtt9k", "clip-vip", tmp_path, films)
+    assert """is not a JSON object but '[1]'; {"clip_id", "text"}, a line each, is expected""" in said
+
+
+def test_a_list_without_a_video_to_select_with(films: Path, tmp_path: Path) -> None:
+    written, _ = prepared("msrvtt9k", films)
+    trained = [s for s in written["train"] if not developing(s.id)]
+    p.clip4clip_msrvtt(tmp_path, {**written, "train": trained})
+    said = refused("msrvtt9k", "clip4clip", tmp_path, films, "development")
+    assert "none of the training videos of msrvtt9k in " in said
+    assert said.endswith(
+        "MSRVTT_train.9k.csv is among the 5% that are kept to select the weights: is the list cut short?"
+    )
 
 
 def test_a_wrong_encoding_names_its_repair(films: Path, tmp_path: Path) -> None:
@@ -370,7 +384,10 @@ def test_a_pickle_that_is_not_captions(films: Path, tmp_path: Path) -> None:
     written, _ = prepared("msvd", films)
     p.pickled(tmp_path, written)
     every = [s.id for samples in written.values() for s in samples]
-    for value, said in [(3, "are 3 and not a list"), ([[1]], "is a pickle that is not captions")]:
+    for value, said in [
+        (3, "are 3 and not a list of texts; get the file again"),
+        ([[1]], "it holds [1]; get it again"),
+    ]:
         (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps(dict.fromkeys(every, value)))
         assert said in refused("msvd", "clip4clip", tmp_path, films)
 

@@ -147,5 +147,9 @@ def test_a_published_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     result = json.loads(capsys.readouterr().out)
     assert (result["t2v"]["queries"], result["stamp"]["caption_mode"]) == (2, "single")
     assert "captions: single" in result["stamp"]["split"]
+    capsys.readouterr()
+    films[4].video.unlink()
+    assert main(command) == 0
+    assert f"1 videos are missing, the first is {films[4].id}" in capsys.readouterr().err
     assert main(["evaluate", "msvd", "--root", str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
