@@ -22,6 +22,7 @@ def reproduce(
     *changes: str,
     list: Flag = False,
     data: Path | None = None,
+    model: str | None = None,
     seeds: int = 1,
     out: Path | None = None,
     download: Flag = False,
@@ -43,6 +44,7 @@ def reproduce(
             what comes out is then marked as changed.
         list: Name all cells with data set, backbone, printed figure and tolerance.
         data: Folder of the data set, or one that holds a folder for each set. (Default: $CLIPREEL_DATA, else data/.)
+        model: Folder of the base, where it was copied by hand. (Default: the cache of the hub.)
         seeds: How many runs, from the frozen seed on.
         out: Folder of the runs. (Default: reproduced/CELL.)
         download: Allow the base to be fetched from the hub.
@@ -80,7 +82,7 @@ def reproduce(
                 print(f"clipreel: {entry.name} cannot be run, this is missing:", file=sys.stderr)
                 print(*(f"  {row}" for row in absent), sep="\n", file=sys.stderr)
             return 2
-        made = run(links, seeds, data, download, device, *spoken(here.first, "step"))
+        made = run(links, seeds, data, model, download, device, *spoken(here.first, "step"))
     if not here.first:
         return 0
     if json:
@@ -98,6 +100,7 @@ def run(
     links: Sequence[Link],
     seeds: int,
     data: Path | None,
+    model: str | None,
     download: bool,
     device: str,
     progress: Progress,
@@ -119,7 +122,7 @@ def run(
             say(f"{link.folder}: {link.entry.name} is done")
             continue
         config, first = link.config, link.config.train.seed
-        base = None if isinstance(config, StageConfig) else load_model(config.model, download, device)
+        base = None if isinstance(config, StageConfig) else load_model(model or config.model, download, device)
         found = reproduce(
             link,
             range(first, first + (seeds if last else 1)),

@@ -123,7 +123,8 @@ def test_a_cell_on_a_part_of_its_data_set(tmp_path: Path, capsys: pytest.Capture
         "reproduce",
         "adapt_par/msvd-b16",
         "data.form=x-pool",
-        "model=shapes-tiny",
+        "--model",
+        "shapes-tiny",
         "train.steps=2",
         "batch=4",
         "frames=2",
@@ -136,6 +137,7 @@ def test_a_cell_on_a_part_of_its_data_set(tmp_path: Path, capsys: pytest.Capture
     data = json.loads((tmp_path / "out" / "result.json").read_text())
     assert data["stamp"]["split"].startswith("partial: 6 of 670 (MSVD test")
     assert data["printed"]["t2v"]["R@1"] == 48.3
+    assert data["changes"] == ["train.steps=2", "batch=4", "frames=2"]  # where data and base lie changes nothing
     assert data["difference"]["t2v"]["R@1"] == pytest.approx(data["ours"]["t2v"]["R@1"]["mean"] - 48.3)
     assert data["within"] is None
     (tmp_path / "msvd" / "captions_msvd.json").unlink()
