@@ -94,6 +94,8 @@ export class Adapters {
 /** What an adapter states of its base and data; of a path, the name at its end. */
 const licences = (stated) => Object.entries(stated ?? {}).map(([what, name]) => `${what}: ${name.split("/").pop()}`);
 
+const signed = (change) => `${change < 0 ? "−" : change > 0 ? "+" : "±"}${Math.abs(change).toFixed(1)}`;
+
 /** R@1 before and after in both directions, as numbers and bars. */
 function gains(a) {
   const ways = [["Text to video", a.before?.t2v, a.after?.t2v], ["Video to text", a.before?.v2t, a.after?.v2t]];
@@ -110,7 +112,7 @@ function gains(a) {
       h("th", { scope: "row" }, way),
       h("td", {}, bar),
       h("td", {}, `${before.toFixed(1)} → ${after.toFixed(1)}`),
-      h("td", { class: change > 0 ? "up" : "" }, `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(1)}`),
+      h("td", { class: change > 0 ? "up" : "" }, signed(change)),
     );
   });
   return h("table", { class: "gains" }, h("caption", {}, "Right video first (R@1), before → after"), h("tbody", {}, ...rows));

@@ -54,7 +54,7 @@ const adapters = new Adapters((names) => {
   state.adapters = names;
   search({ push: true });
 });
-const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts) });
+const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts), sections: [] });
 
 // ---- searching
 
@@ -180,7 +180,7 @@ function nothingMatches(answer) {
     at("summary").replaceChildren(h("strong", {}, "The closest, though nothing matches"));
     grid.focus(0);
   };
-  const lines = [`No video here fits ${text ? `“${text}”` : "this query"} better than it fits any other query, so what comes closest would only mislead.`];
+  const lines = [`${text ? `“${text}”` : "This query"} fits these videos no better than any other query would, so the closest of them would only be guesses.`];
   const buttons = answer.hits.length ? [["Show the closest all the same", closest]] : [];
   if (filtered(state)) buttons.unshift(["Without filters", clearFilters, true]);
   tell("Nothing here matches", lines, buttons);
@@ -215,6 +215,7 @@ async function described(facts) {
 
 function typed() {
   state.typed = q.value;
+  at("empty").hidden = !q.value;
   clearTimeout(timer);
   timer = setTimeout(() => search({ push: performance.now() - answeredAt > SETTLED_MS }), TYPING_MS);
 }
@@ -222,6 +223,7 @@ function typed() {
 /** The parts of the question that are not typed, and what is taken away. */
 function showAsked() {
   if (q.value.trim() !== state.typed.trim()) q.value = state.typed;
+  at("empty").hidden = !q.value;
   const pill = (picture, label, drop) => h("li", { class: "pill" }, picture, h("span", {}, label), iconButton("close", `Leave out: ${label}`, drop));
   const without = (list, one) => () => {
     list.splice(list.indexOf(one), 1);
@@ -330,6 +332,11 @@ at("ask").addEventListener("submit", (e) => {
   state.typed = q.value;
   remember(state.typed);
   search({ push: true }).then(() => grid.hits.length && grid.focus(0));
+});
+at("empty").addEventListener("click", () => {
+  q.value = "";
+  typed();
+  q.focus();
 });
 at("more").addEventListener("click", nextPage);
 document.querySelector(".home").addEventListener("click", home);

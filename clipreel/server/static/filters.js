@@ -43,7 +43,7 @@ export class Filters {
       this.#ranks(),
     );
     if (open) this.root.querySelector(`details[data-name="${open}"]`).open = true;
-    if (focused) at(focused)?.focus();
+    if (focused) (at(focused) ?? this.root.querySelector("summary")).focus(); // Clear goes when it was pressed
   }
 
   #set(values) {

@@ -6,7 +6,9 @@ import { clock, level, long, meaning, rated, span } from "./say.js";
 
 const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
 const FILM = 41.6; // height of a film strip
+const SEEN = 0.6; // a picture of which less would be seen is shown whole
 const SHAPES = [["tall", 0.95], ["square", 1.25], ["wide", Infinity]];
+const RATIOS = { tall: 3 / 4, square: 1, wide: 16 / 9 }; // as in style.css
 
 export const keyOf = (hit) => `${hit.video}@${hit.start_s.toFixed(2)}`;
 
@@ -15,7 +17,6 @@ export const telling = (hit) => hit.matched?.[0]?.at_s ?? (hit.start_s + hit.end
 
 /** The other moments of the video that answer the query too. */
 export const others = (hit) => (hit.moments ?? []).filter((m) => m.score >= NEAR * hit.score && Math.abs(m.start_s - hit.start_s) > 0.05);
-
 
 export const aspect = (hit) => (hit.width && hit.height ? hit.width / hit.height : 16 / 9);
 
@@ -76,6 +77,7 @@ export class Grid {
 
   #card(hit, index) {
     const still = h("img", { class: "still", src: api.thumbnail(hit.video, telling(hit), 480), loading: "lazy", decoding: "async", alt: "" });
+    still.classList.toggle("whole", seen(aspect(hit), RATIOS[this.list.dataset.shape]) < SEEN);
     still.addEventListener("error", () => shot.classList.add("lost"));
     const shot = h(
       "a",
@@ -83,6 +85,7 @@ export class Grid {
       still,
       h("span", { class: "when" }, hit.score === undefined ? clock(hit.duration_s) : span(hit.start_s, hit.end_s)),
       this.acts.by(hit) ? h("span", { class: "by" }, this.acts.by(hit)) : null,
+      timeline(hit),
     );
     shot.addEventListener("click", (e) => {
       if (e.metaKey || e.ctrlKey || e.shiftKey) return;
@@ -98,7 +101,7 @@ export class Grid {
     strip.addEventListener("error", () => film.classList.add("lost"));
     film.append(strip);
     film.style.setProperty("--frames", String(frames));
-    const card = h("li", { class: "card" }, shot, film, timeline(hit), this.#told(hit));
+    const card = h("li", { class: level(hit) === 0 ? "card unlikely" : "card" }, shot, film, this.#told(hit));
     scrub({ shot, film, hit, frames }, (s) => this.acts.open(hit, index, s));
     return card;
   }
@@ -167,12 +170,15 @@ function spoken(hit) {
 
 /** Where in the video the moment lies, and its other moments. */
 function timeline(hit) {
-  const line = h("div", { class: "line", "aria-hidden": "true" });
-  if (hit.score === undefined || !(hit.duration_s > 0)) return line;
+  if (hit.score === undefined || !(hit.duration_s > 0)) return null;
+  const line = h("span", { class: "line", "aria-hidden": "true" });
   for (const m of others(hit)) line.append(place(h("i", { class: "other" }), m.start_s / hit.duration_s, m.end_s / hit.duration_s));
   line.append(place(h("i"), hit.start_s / hit.duration_s, hit.end_s / hit.duration_s));
   return line;
 }
+
+/** The share of a picture of one aspect that fills a card of another. */
+const seen = (a, b) => Math.min(a / b, b / a);
 
 function shapeOf(hits) {
   const sorted = hits.map(aspect).sort((a, b) => a - b);

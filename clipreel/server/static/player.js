@@ -196,7 +196,9 @@ export class Player {
       this.track.setAttribute("aria-valuemax", duration.toFixed(1));
     }
     this.needle = this.track.appendChild(h("b", { class: "needle" }));
+    const focused = this.side.contains(document.activeElement) ? document.activeElement.id : "";
     this.side.replaceChildren(this.#actions(), this.#list(moments), this.#facts());
+    if (focused) at(focused)?.focus();
     this.#tick();
   }
 
@@ -222,7 +224,7 @@ export class Player {
   #actions() {
     const { hit } = this;
     const kept = this.acts.collected(hit);
-    const collect = h("button", { type: "button", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
+    const collect = h("button", { type: "button", id: "collect", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
     const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.video.currentTime }) }, icon("like"), "More like this");
     const link = iconButton("link", "Copy a link to this second", () => this.#copy());
     return h("div", { class: "actions" }, collect, like, link);
@@ -263,7 +265,6 @@ export class Player {
       ["Length", all.duration_s ? clock(all.duration_s, true) : ""],
       ["Picture", all.width ? `${all.width} × ${all.height}` : ""],
       ["Size", all.bytes ? bytes(all.bytes) : ""],
-      ["Date", day(all.date)],
       ["Tags", (all.tags ?? []).map((t) => t.name ?? t).join(", ")],
       ["Plays", all.playable === "remux" || all.playable === "transcode" ? `${capital(all.playable)}d for the browser` : ""],
     ];
@@ -302,16 +303,18 @@ export class Player {
   #key(e) {
     if (e.altKey || e.ctrlKey || e.metaKey) return;
     const pressed = e.target.closest("button");
+    const sliding = e.target === this.track; // where up and down move along, as in every slider
     const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
     const now = this.video.currentTime;
     if (e.key === " " || e.key === "k") {
       if (e.key === " " && pressed) return;
       this.#playPause();
-    } else if (e.key === "ArrowLeft") this.seek(now - STEP_S);
-    else if (e.key === "ArrowRight") this.seek(Math.min(now + STEP_S, this.duration));
+    } else if (e.key === "ArrowLeft" || (sliding && e.key === "ArrowDown")) this.seek(now - STEP_S);
+    else if (e.key === "ArrowRight" || (sliding && e.key === "ArrowUp")) this.seek(Math.min(now + STEP_S, this.duration));
     else if (e.key === "ArrowUp") this.acts.next(-1);
     else if (e.key === "ArrowDown") this.acts.next(1);
     else if (e.key === "Home") this.seek(0);
+    else if (e.key === "End") this.seek(this.duration);
     else if (e.key === ",") this.seek(now - 0.04);
     else if (e.key === ".") this.seek(now + 0.04);
     else if (e.key === "n") this.seek(moments.find((s) => s > now + 0.2) ?? moments[0] ?? 0);
