@@ -106,9 +106,11 @@ def tuned(folder: Path) -> Path:
     return out / "adapter"
 
 
-def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator[Served]:
-    """The folders below `folder`, indexed and served until the tests are done."""
-    index = index_of(folder, "index")
+def served(
+    folder: Path, films: list[world.Film], *more: str | Path, kept: tuple[str, ...] = ()
+) -> Iterator[Served]:
+    """The folders below `folder`, indexed (with what is `kept`) and served until the tests are done."""
+    index = index_of(folder, "index", *kept)
     server, address = serve(index, folder.parent / "cache", *more)
     wait_until_it_listens(address)
     yield Served(address, folder, index, films)
@@ -135,6 +137,14 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutil.rmtree(folder / "harbour")
     world.write_remade(folder / "garden" / "old camera.avi")
     yield from served(folder, films)
+
+
+@pytest.fixture(scope="session")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An archive that keeps the vectors of its frames, served with a head that orders hits anew."""
+    folder = tmp_path_factory.mktemp("framed") / "films"
+    films = world.write(folder)
+    yield from served(folder, films, "--rerank", "mean", kept=("--frames",))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import { api } from "./api.js";
 import { at, h, icon, iconButton, place } from "./dom.js";
+import { KINDS, markButtons } from "./marks.js";
 import { clock, level, long, meaning, rated, span } from "./say.js";
 
 const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
@@ -21,7 +22,8 @@ export const others = (hit) => (hit.moments ?? []).filter((m) => m.score >= NEAR
 export const aspect = (hit) => (hit.width && hit.height ? hit.width / hit.height : 16 / 9);
 
 export class Grid {
-  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit), by(hit): what found it, where several were asked. */
+  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit), by(hit): what found it, where
+   *  several were asked, asked(hit): the text that it answers, marked(hit), mark(kind, hit). */
   constructor(acts) {
     this.list = at("hits");
     this.acts = acts;
@@ -63,11 +65,12 @@ export class Grid {
     target?.closest(".card").scrollIntoView({ block: "nearest" });
   }
 
-  /** Show which hits are collected. */
+  /** Show which hits are collected, and what is said of them. */
   mark() {
     this.hits.forEach((hit, i) => {
       const button = this.list.children[i]?.querySelector(".collect");
       if (!button) return;
+      this.#judged(this.list.children[i], hit);
       const has = this.acts.collected(hit);
       button.setAttribute("aria-pressed", String(has));
       button.replaceChildren(icon(has ? "check" : "plus"));
@@ -101,7 +104,9 @@ export class Grid {
     strip.addEventListener("error", () => film.classList.add("lost"));
     film.append(strip);
     film.style.setProperty("--frames", String(frames));
-    const card = h("li", { class: level(hit) === 0 ? "card unlikely" : "card" }, shot, film, this.#told(hit));
+    const judge = this.acts.asked(hit) ? markButtons(hit, null, (kind) => this.acts.mark(kind, hit)) : null;
+    const card = h("li", { class: level(hit) === 0 ? "card unlikely" : "card" }, shot, judge, film, this.#told(hit));
+    this.#judged(card, hit);
     scrub({ shot, film, hit, frames }, (s) => this.acts.open(hit, index, s));
     return card;
   }
@@ -118,6 +123,12 @@ export class Grid {
       h("p", { class: "facts" }, words(hit), h("span", { class: "folder" }, hit.folder || "")),
       h("div", { class: "acts" }, like, collect),
     );
+  }
+
+  #judged(card, hit) {
+    const said = this.acts.marked(hit)?.judgement ?? "";
+    card.dataset.said = said;
+    for (const button of card.querySelectorAll(".judge button")) button.setAttribute("aria-pressed", String(button.dataset.kind === said));
   }
 
   #reached(card) {
@@ -138,6 +149,7 @@ export class Grid {
     if (e.altKey || e.ctrlKey || e.metaKey || !this.hits.length) return;
     const hit = this.hits[this.current];
     const columns = getComputedStyle(this.list).gridTemplateColumns.split(" ").length;
+    const said = KINDS.find((k) => k.key === e.key);
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[e.key];
     if (step) {
       const next = this.current + step;
@@ -147,6 +159,7 @@ export class Grid {
     } else if (e.key === "Home") this.focus(0);
     else if (e.key === "End") this.focus(this.hits.length - 1);
     else if (e.key === " " && e.target.classList.contains("shot")) this.acts.open(hit, this.current);
+    else if (said) this.acts.mark(said.kind, hit);
     else if (e.key === "c") this.acts.collect(hit);
     else if (e.key === "m") this.acts.like(hit);
     else return;

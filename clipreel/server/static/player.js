@@ -3,6 +3,7 @@
 import { api } from "./api.js";
 import { announce, at, closeOutside, h, icon, iconButton, place, toast } from "./dom.js";
 import { aspect, others, telling, words } from "./grid.js";
+import { KINDS, markButtons } from "./marks.js";
 import { bytes, capital, clock, count, day, span } from "./say.js";
 
 const STEP_S = 5;
@@ -10,7 +11,7 @@ const READY_MS = 1000;
 const SPEEDS = [1, 1.5, 2, 0.25, 0.5];
 
 export class Player {
-  /** `acts`: like(hit), collect(hit), collected(hit), closed(), next(by), moved(hit). */
+  /** `acts`: like(hit), collect(hit), collected(hit), asked(hit), marked(hit), mark(kind, hit), closed(), next(by), moved(hit). */
   constructor(acts) {
     this.acts = acts;
     this.dialog = at("player");
@@ -197,7 +198,9 @@ export class Player {
     }
     this.needle = this.track.appendChild(h("b", { class: "needle" }));
     const focused = this.side.contains(document.activeElement) ? document.activeElement.id : "";
-    this.side.replaceChildren(this.#actions(), this.#list(moments), this.#facts());
+    this.judge = h("section", { class: "judging", hidden: true });
+    this.side.replaceChildren(this.#actions(), this.judge, this.#list(moments), this.#facts());
+    this.judged = null;
     if (focused) at(focused)?.focus();
     this.#tick();
   }
@@ -214,6 +217,30 @@ export class Player {
     const go = () => this.#goTo(m);
     const mark = h("button", { type: "button", class: m.best ? "mark best" : "mark", "aria-label": label, title: label, tabindex: "-1", onclick: go });
     return place(mark, m.start_s / duration, m.end_s / duration);
+  }
+
+  /** The moment that plays now, else the best one. */
+  #now() {
+    const now = this.video.currentTime;
+    const moments = this.#moments();
+    const playing = moments.find((m) => m.start_s <= now && now < m.end_s) ?? moments[0];
+    return playing && { ...this.hit, start_s: playing.start_s, end_s: playing.end_s };
+  }
+
+  /** Ask whether the moment that plays answers the query; drawn anew where another moment or another mark is. */
+  mark() {
+    const text = this.hit && this.acts.asked(this.hit);
+    const hit = text ? this.#now() : null;
+    this.judge.hidden = !hit;
+    if (!hit) return;
+    const marked = this.acts.marked(hit);
+    const shown = [hit.start_s, hit.end_s, marked?.id, marked?.judgement].join();
+    if (shown === this.judged) return;
+    this.judged = shown;
+    const focused = this.judge.contains(document.activeElement) ? document.activeElement.id : "";
+    const title = h("h3", {}, `Is ${span(hit.start_s, hit.end_s)} `, h("q", {}, text), "?");
+    this.judge.replaceChildren(title, markButtons(hit, marked, (kind) => this.acts.mark(kind, hit), true));
+    if (focused) at(focused).focus();
   }
 
   #goTo(m) {
@@ -279,6 +306,7 @@ export class Player {
     if (!this.needle || !duration) return;
     place(this.needle, now / duration);
     this.track.setAttribute("aria-valuenow", now.toFixed(1));
+    this.mark();
     this.track.setAttribute("aria-valuetext", `${clock(now)} of ${clock(duration)}`);
   }
 
@@ -304,6 +332,7 @@ export class Player {
     if (e.altKey || e.ctrlKey || e.metaKey) return;
     const pressed = e.target.closest("button");
     const sliding = e.target === this.track; // where up and down move along, as in every slider
+    const said = KINDS.find((k) => k.key === e.key);
     const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
     const now = this.video.currentTime;
     if (e.key === " " || e.key === "k") {
@@ -319,6 +348,7 @@ export class Player {
     else if (e.key === ".") this.seek(now + 0.04);
     else if (e.key === "n") this.seek(moments.find((s) => s > now + 0.2) ?? moments[0] ?? 0);
     else if (e.key === "p") this.seek(moments.findLast((s) => s < now - 0.5) ?? moments.at(-1) ?? 0);
+    else if (said && this.acts.asked(this.hit)) this.acts.mark(said.kind, this.#now());
     else if (e.key === "c") (this.acts.collect(this.hit), this.#describe());
     else if (e.key === "m") this.acts.like({ ...this.hit, matched: null, at_s: now });
     else return;
