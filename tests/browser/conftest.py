@@ -106,9 +106,7 @@ def tuned(folder: Path) -> Path:
     return out / "adapter"
 
 
-def served(
-    folder: Path, films: list[world.Film], *more: str | Path, kept: tuple[str, ...] = ()
-) -> Iterator[Served]:
+def served(folder: Path, films: list[world.Film], *more: str | Path, kept: tuple[str, ...] = ()) -> Iterator[Served]:
     """The folders below `folder`, indexed (with what is `kept`) and served until the tests are done."""
     index = index_of(folder, "index", *kept)
     server, address = serve(index, folder.parent / "cache", *more)
