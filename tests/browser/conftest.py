@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import world
-from tests.browser.steps import until
+from tests.browser.steps import RING, until
 
 START_S = 120  # a server loads its model; a busy machine takes its time
 WAIT_MS = 20_000
@@ -117,12 +117,17 @@ def served(folder: Path, films: list[world.Film], *more: str | Path, kept: tuple
 
 
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned(tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[Served]:
     """All films and one file that is none, with an adapter to switch to. Tests only look at it."""
     folder = tmp_path_factory.mktemp("looked-at") / "films"
     films = world.write(folder)
     (folder / "workshop" / "broken reel.mp4").write_text("not a film")
-    other = index_of(folder, "other", "--adapter", tuned(folder.parent), "--unhelpful")
+    other = index_of(folder, "other", "--adapter", adapter, "--unhelpful")
     yield from served(folder, films, "--other", other)
 
 
@@ -135,6 +140,19 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutil.rmtree(folder / "harbour")
     world.write_remade(folder / "garden" / "old camera.avi")
     yield from served(folder, films)
+
+
+@pytest.fixture(scope="session")
+def moving(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[Served]:
+    """A small archive on its way to another model, with two saved queries."""
+    folder = tmp_path_factory.mktemp("moving") / "films"
+    films = world.write(folder)
+    shutil.rmtree(folder / "workshop")
+    shutil.rmtree(folder / "harbour")
+    for one in served(folder, films):
+        run("canary", "add", RING, "a little yellow bar", "--index", one.index)
+        run("migrate", "--adapter", adapter, "--index", one.index)
+        yield one
 
 
 @pytest.fixture(scope="session")

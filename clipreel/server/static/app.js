@@ -11,6 +11,7 @@ import { Grid, telling } from "./grid.js";
 import * as keys from "./keys.js";
 import { takePictures } from "./pictures.js";
 import { Marks } from "./marks.js";
+import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { asks, blank, EMPTY_FILTERS, filtered, fromAddress, parse, toAddress, toBody } from "./query.js";
 import { recent, remember } from "./recent.js";
@@ -67,7 +68,13 @@ const adapters = new Adapters((names) => {
   if (!adapters.second.some((r) => r.name === state.rerank)) state.rerank = ""; // it cannot judge what these find
   search({ push: true });
 });
-const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts), sections: [marks] });
+const models = new Models(async () => {
+  state.adapters = []; // they belong to the model before
+  adapters.asked = [];
+  await Promise.all([archive.read(), adapters.read()]);
+  search({ quiet: true });
+});
+const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts), sections: [models, marks] });
 
 // ---- searching
 
