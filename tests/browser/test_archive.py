@@ -188,6 +188,25 @@ def test_skipped_files_come_page_by_page(open_page):
     assert not page.locator("#more-skipped").is_visible()
 
 
+def test_kept_searches_are_told_and_forgotten(open_page):
+    page = open_page()
+    forgotten = []
+
+    def told(route):
+        if route.request.method == "DELETE":
+            forgotten.append(True)
+        route.fulfill(json={"version": 1, "remembers": True, "total": 0 if forgotten else 14})
+
+    page.route("**/api/v1/queries", told)
+    page.locator("#open-archive").click()
+    section = page.locator("#archive section", has_text="Kept searches")
+    section.get_by_text("14 texts").wait_for()
+    section.get_by_role("button", name="Forget them").press("Enter")
+    section.get_by_text("None yet").wait_for()
+    assert forgotten == [True]
+    assert page.evaluate("document.querySelector('#archive').contains(document.activeElement)")
+
+
 def test_collections_are_kept_and_exported(open_page, tmp_path):
     page = open_page()
     ask(page, RING)

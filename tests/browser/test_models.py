@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
+from tests.browser.contrast import readable
 from tests.browser.steps import CARDS, RING, ask, until, wait_first
 
 NEW = "shapes-tiny + my footage"
@@ -16,7 +19,8 @@ def test_another_model_is_switched_to_and_back(open_page, moving, picture):
     section = page.locator("#archive .models")
     section.get_by_role("heading", name="Moving to another model").wait_for()
     rows = section.get_by_role("row").all_inner_texts()
-    assert [row.split("\t")[:2] for row in rows] == [["shapes-tiny", "Answers now"], [NEW, "Next"]]
+    told = [re.split(r"\s*[\t\n]\s*", row) for row in rows]
+    assert [(row[0], row[-1]) for row in told] == [("shapes-tiny", "Answers now"), (NEW, "Next")]
     assert all("4 videos" in row for row in rows)
     line = section.locator(".hint").first.inner_text()
     assert re.match(r"Of 2 saved queries, [012] keeps? .* best answer; \d+ % of all remembered answers", line)
@@ -45,8 +49,9 @@ def test_another_model_is_switched_to_and_back(open_page, moving, picture):
     until(page, "document.querySelector('.models .active th').textContent === 'shapes-tiny'")
 
 
-def test_queries_that_moved_are_listed_first(open_page):
-    page = open_page()
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_queries_that_moved_are_listed_first(open_page, scheme):
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
     page.locator(CARDS).first.wait_for()
     both = [
         {"name": "small", "role": "current", "active": True, "ready": True, "videos": 12, "bytes": 1e6, "age_s": 90000},
@@ -62,6 +67,8 @@ def test_queries_that_moved_are_listed_first(open_page):
     assert lines.nth(1).inner_text() == "“query 2”\n20 % the same, the former best is now 2nd"
     assert lines.last.inner_text() == "and 3 more: clipreel migrate prints all"
     assert "Of 9 saved queries, 1 keeps its best answer; 40 %" in page.locator(".models .hint").inner_text()
+    page.locator("#switch").click()
+    readable(page)
 
 
 def test_a_switch_that_cannot_be_is_explained(open_page):

@@ -2,6 +2,7 @@
 
 import { api } from "./api.js";
 import { at, closeOutside, h, icon, iconButton, toast } from "./dom.js";
+import { Kept } from "./kept.js";
 import { ago, bytes, capital, count, long } from "./say.js";
 import { Skipped } from "./skipped.js";
 
@@ -20,7 +21,7 @@ export class Archive {
     this.bar = at("progress");
     this.jobs = new Map();
     this.facts = null;
-    this.sections = [...sections, new Skipped()];
+    this.sections = [...sections, new Skipped(), new Kept()];
     this.counts = h("div", { class: "counts" });
     this.job = h("section", { class: "job" });
     this.made = h("section", { hidden: true });

@@ -30,7 +30,7 @@ export class Models {
     const next = models.find((m) => m.role === "next");
     const before = models.find((m) => m.role === "before");
     const title = next ? "Moving to another model" : "Moved to another model";
-    const rows = models.map((m) => h("tr", { class: m.active ? "active" : "" }, h("th", { scope: "row" }, m.name), h("td", {}, ROLES[m.role]), h("td", {}, h("small", {}, facts(m)))));
+    const rows = models.map((m) => h("tr", { class: m.active ? "active" : "" }, h("th", { scope: "row" }, m.name, h("small", {}, facts(m))), h("td", {}, ROLES[m.role])));
     const table = h("table", {}, h("caption", { class: "unseen" }, "Models of this archive"), h("tbody", {}, ...rows));
     this.act = h("div", { class: "act" });
     this.section.replaceChildren(h("h3", {}, title), table, ...(next ? report(next, canary) : []), this.act);
