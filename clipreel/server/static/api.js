@@ -83,7 +83,8 @@ export const api = {
     return source;
   },
 
-  media: (id) => `${BASE}${one(id)}/media`,
+  /** `from`: the second at which a video begins that is being remade; its own seconds are counted from there. */
+  media: (id, from = 0) => `${BASE}${one(id)}/media${from ? `?from=${from.toFixed(1)}` : ""}`,
   report: (name) => `${BASE}/adapters/${encodeURIComponent(name)}/report`,
   thumbnail: (id, s, width) => `${BASE}${one(id)}/thumbnail?at_s=${seconds(s)}&width=${width}`,
   strip: (id, n, start, end, width) =>

@@ -17,6 +17,7 @@ export class Player {
     this.dialog = at("player");
     this.hit = null;
     this.facts = null;
+    this.from = 0;
     this.#build();
     closeOutside(this.dialog);
     this.dialog.addEventListener("close", () => this.#closed());
@@ -35,6 +36,7 @@ export class Player {
       this.facts = null;
       this.#say("");
       this.video.poster = api.thumbnail(hit.video, second, 960);
+      Object.assign(this, { from: 0, whole: true, late: false, remaking: false });
       this.video.src = api.media(hit.video);
       this.stage.style.setProperty("--aspect", String(aspect(hit)));
     }
@@ -50,6 +52,11 @@ export class Player {
     if (this.dialog.open) this.dialog.close();
   }
 
+  /** The second of the film that is shown: what is sent of one that is being remade begins at `from`. */
+  get second() {
+    return this.from + this.video.currentTime;
+  }
+
   /** Go to a second, now or as soon as the video can. */
   seek(s, play = false) {
     this.target = { s: Math.max(s, 0), play };
@@ -57,32 +64,67 @@ export class Player {
   }
 
   #reach() {
-    if (!this.target || this.video.readyState < 1 || this.#halfMade()) return;
+    if (!this.target) return;
     const { s, play } = this.target;
-    this.video.currentTime = s;
+    if (!this.#holds(s)) return this.#load(this.facts.ready ? 0 : s);
+    if (this.video.readyState < 1) return;
+    this.video.currentTime = Math.max(s - this.from, 0);
     if (play) this.video.play().catch(() => {});
     // until the facts are known, the video may be one that cannot be sought yet
     if (this.facts) this.target = null;
   }
 
-  /** A video that is still being remade streams from its beginning and knows no other places. */
-  #halfMade() {
-    return Boolean(this.facts && this.facts.ready === false && this.target?.s > 0.5);
+  /** Whether what is being sent has this second: the whole film has all, one that is being remade what came so far. */
+  #holds(s) {
+    if (this.whole) return true;
+    const at = s - this.from;
+    if (Math.abs(at) < 0.2) return true;
+    const { buffered } = this.video;
+    return Array.from({ length: buffered.length }, (_, i) => i).some((i) => buffered.start(i) <= at && at <= buffered.end(i));
   }
 
-  /** Ask how far the remaking is, and load the video anew when it is done. */
-  async #await(video) {
+  /** Have the film sent: whole, or from a second on while it is being remade. */
+  #load(s) {
+    this.whole = this.facts.ready !== false;
+    this.from = this.whole ? 0 : Math.round(10 * Math.max(Math.min(s, this.duration - 0.5), 0)) / 10;
+    if (!this.whole) {
+      this.target = { s: this.from, play: this.target?.play || !this.video.paused };
+      this.#say(`The browser does not play this file, so it is remade from ${clock(this.from)} on.`, false);
+      this.remaking = true;
+    }
+    this.video.src = api.media(this.hit.video, this.from);
+  }
+
+  /** What was said of the remaking is over when it plays. */
+  #remade() {
+    if (this.remaking) this.#say("");
+    this.remaking = false;
+  }
+
+  /** The server may be at others: then this waits until the whole is made. */
+  #failed() {
+    if (!this.video.getAttribute("src")) return;
+    if (this.whole || this.facts?.ready !== false) {
+      if (this.said.hidden || this.remaking) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
+      return;
+    }
+    this.target ??= { s: this.from, play: true };
+    this.late = true;
+    this.#say(`The browser does not play this file, so it is being remade. It opens at ${clock(this.target.s)} when it is ready.`, false);
+  }
+
+  /** Ask until the whole is made: from then on every second of it can be had. */
+  async #follow(video) {
     while (this.hit?.video === video && this.facts?.ready === false) {
-      const share = this.facts.converted ? ` (${Math.round(100 * this.facts.converted)} %)` : "";
-      this.#say(`The browser does not play this file, so it is being remade${share}. It opens at ${clock(this.target?.s ?? 0)} when it is ready.`, false);
       await new Promise((done) => setTimeout(done, READY_MS));
       const facts = await api.video(video);
       if (this.hit?.video !== video) return;
       this.facts = facts;
     }
+    if (!this.late) return;
+    this.late = false;
     this.#say("");
-    this.target ??= { s: this.video.currentTime, play: !this.video.paused };
-    this.video.src = api.media(video);
+    this.#load(0);
   }
 
   get duration() {
@@ -100,8 +142,10 @@ export class Player {
       else if (facts.playable === "no") this.#say(facts.why ?? "This file cannot be played here.");
       else if (facts.state === "changed") this.#say("This file has changed since it was indexed; the moment may have moved. “Index now” reads it again.", false);
       this.#describe();
-      if (facts.ready === false && facts.playable !== "no") await this.#await(hit.video);
-      else this.#reach();
+      if (facts.ready !== false || facts.playable === "no") return this.#reach();
+      this.whole = false;
+      this.#reach();
+      await this.#follow(hit.video);
     } catch (error) {
       this.#say(error.message);
     }
@@ -150,13 +194,12 @@ export class Player {
     for (const name of ["play", "pause"]) v.addEventListener(name, () => this.#playing());
     v.addEventListener("waiting", () => this.stage.classList.add("waiting"));
     for (const name of ["playing", "canplay", "error"]) v.addEventListener(name, () => this.stage.classList.remove("waiting"));
+    v.addEventListener("canplay", () => this.#remade());
     v.addEventListener("volumechange", () => {
       this.mute.replaceChildren(icon(v.muted ? "silent" : "sound"));
       this.mute.setAttribute("aria-label", v.muted ? "Sound on" : "Mute");
     });
-    v.addEventListener("error", () => {
-      if (v.getAttribute("src") && this.said.hidden) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
-    });
+    v.addEventListener("error", () => this.#failed());
     let held = false;
     const go = (e) => {
       const box = this.track.getBoundingClientRect();
@@ -221,7 +264,7 @@ export class Player {
 
   /** The moment that plays now, else the best one. */
   #now() {
-    const now = this.video.currentTime;
+    const now = this.second;
     const moments = this.#moments();
     const playing = moments.find((m) => m.start_s <= now && now < m.end_s) ?? moments[0];
     return playing && { ...this.hit, start_s: playing.start_s, end_s: playing.end_s };
@@ -252,17 +295,17 @@ export class Player {
     const { hit } = this;
     const kept = this.acts.collected(hit);
     const collect = h("button", { type: "button", id: "collect", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
-    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.video.currentTime }) }, icon("like"), "More like this");
+    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.second }) }, icon("like"), "More like this");
     const link = iconButton("link", "Copy a link to this second", () => this.#copy());
     return h("div", { class: "actions" }, collect, like, link);
   }
 
   async #copy() {
     const address = new URL(location.href);
-    address.searchParams.set("t", this.video.currentTime.toFixed(2));
+    address.searchParams.set("t", this.second.toFixed(2));
     try {
       await navigator.clipboard.writeText(address.href);
-      toast(`Copied: the link opens at ${clock(this.video.currentTime)}`);
+      toast(`Copied: the link opens at ${clock(this.second)}`);
     } catch {
       toast("The browser does not allow copying here; the address bar holds the link.", null, true);
     }
@@ -300,7 +343,7 @@ export class Player {
   }
 
   #tick() {
-    const now = this.video.currentTime;
+    const now = this.second;
     const { duration } = this;
     this.time.textContent = `${clock(now, true)} / ${clock(duration)}`;
     if (!this.needle || !duration) return;
@@ -334,7 +377,7 @@ export class Player {
     const sliding = e.target === this.track; // where up and down move along, as in every slider
     const said = KINDS.find((k) => k.key === e.key);
     const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
-    const now = this.video.currentTime;
+    const now = this.second;
     if (e.key === " " || e.key === "k") {
       if (e.key === " " && pressed) return;
       this.#playPause();
