@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import world
-from tests.browser.steps import until
+from tests.browser.steps import RING, until
 
 START_S = 120  # a server loads its model; a busy machine takes its time
 WAIT_MS = 20_000
@@ -106,9 +106,9 @@ def tuned(folder: Path) -> Path:
     return out / "adapter"
 
 
-def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator[Served]:
-    """The folders below `folder`, indexed and served until the tests are done."""
-    index = index_of(folder, "index")
+def served(folder: Path, films: list[world.Film], *more: str | Path, kept: tuple[str, ...] = ()) -> Iterator[Served]:
+    """The folders below `folder`, indexed (with what is `kept`) and served until the tests are done."""
+    index = index_of(folder, "index", *kept)
     server, address = serve(index, folder.parent / "cache", *more)
     wait_until_it_listens(address)
     yield Served(address, folder, index, films)
@@ -117,12 +117,17 @@ def served(folder: Path, films: list[world.Film], *more: str | Path) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned(tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[Served]:
     """All films and one file that is none, with an adapter to switch to. Tests only look at it."""
     folder = tmp_path_factory.mktemp("looked-at") / "films"
     films = world.write(folder)
     (folder / "workshop" / "broken reel.mp4").write_text("not a film")
-    other = index_of(folder, "other", "--adapter", tuned(folder.parent), "--unhelpful")
+    other = index_of(folder, "other", "--adapter", adapter, "--unhelpful")
     yield from served(folder, films, "--other", other)
 
 
@@ -135,6 +140,27 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutil.rmtree(folder / "harbour")
     world.write_remade(folder / "garden" / "old camera.avi")
     yield from served(folder, films)
+
+
+@pytest.fixture(scope="session")
+def moving(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[Served]:
+    """A small archive on its way to another model, with two saved queries."""
+    folder = tmp_path_factory.mktemp("moving") / "films"
+    films = world.write(folder)
+    shutil.rmtree(folder / "workshop")
+    shutil.rmtree(folder / "harbour")
+    for one in served(folder, films):
+        run("canary", "add", RING, "a little yellow bar", "--index", one.index)
+        run("migrate", "--adapter", adapter, "--index", one.index)
+        yield one
+
+
+@pytest.fixture(scope="session")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An archive that keeps the vectors of its frames, served with a head that orders hits anew."""
+    folder = tmp_path_factory.mktemp("framed") / "films"
+    films = world.write(folder)
+    yield from served(folder, films, "--rerank", "mean", kept=("--frames",))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from urllib.parse import parse_qs, urlsplit
 
 from tests.browser.steps import CARDS, RING, ask, names, until, wait_first
 
@@ -87,7 +88,7 @@ def test_several_adapters_answer_at_once(open_page):
         asked = body.pop("adapters", [])
         answer = route.fetch(post_data=json.dumps(body)).json()
         for i, hit in enumerate(answer["hits"]):
-            hit["adapter"] = asked[i % 2] if asked else ""
+            hit["adapter"] = asked[i % 3] if asked else "base"
         route.fulfill(json=answer)
 
     page.route("**/api/v1/adapters", two)
@@ -96,11 +97,114 @@ def test_several_adapters_answer_at_once(open_page):
     page.locator("#adapters summary").click()
     page.get_by_label("Ask all at once").check()
     until(page, "document.querySelectorAll('.card .by').length === 12")
-    assert page.locator(".card .by").all_text_contents()[:2] == ["garden", "harbour"]
-    assert page.url.endswith("adapter=garden&adapter=harbour")
-    assert page.locator("#adapters .label").inner_text() == "2 at once"
+    assert page.locator(".card .by").all_text_contents()[:3] == ["model alone", "garden", "harbour"]
+    assert page.url.endswith("adapter=base&adapter=garden&adapter=harbour")
+    assert page.locator("#adapters .label").inner_text() == "3 at once"
     page.get_by_label("Ask all at once").uncheck()
     until(page, "document.querySelectorAll('.card .by').length === 0")
+
+
+def test_the_model_alone_and_an_adapter_answer_together(open_page):
+    page = open_page()
+    ask(page, RING)
+    wait_first(page, "the long table.mp4")
+    page.locator("#adapters summary").click()
+    with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
+        page.get_by_label("Ask all at once").check()
+    assert answer.value.request.post_data_json["adapters"] == ["base", "my footage"]
+    assert answer.value.ok
+    until(page, "document.querySelectorAll('.card .by').length === 12")
+    assert set(page.locator(".card .by").all_text_contents()) <= {"model alone", "my footage"}
+
+
+def test_a_reranker_is_offered_where_the_server_has_one(open_page, archive, framed):
+    page = open_page()
+    page.locator("#menu-rank").click()
+    assert page.get_by_role("radio", name=re.compile("the best")).count() == 0
+    page = open_page(served=framed)
+    ask(page, RING)
+    wait_first(page, "the long table.mp4")
+    page.locator("#menu-rank").click()
+    with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
+        page.get_by_role("radio", name=re.compile(r"mean: the best \d+")).check()
+    assert answer.value.request.post_data_json["rerank"] == "mean"
+    assert answer.value.ok
+    until(page, "document.querySelector('#menu-rank').textContent === 'By score, then mean'")
+    assert page.url.endswith("rerank=mean")
+    assert page.evaluate("document.activeElement.id") == "second-1"
+    page.reload()
+    until(page, "document.querySelector('#menu-rank').textContent === 'By score, then mean'")
+    page.locator("#menu-rank").click()
+    with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
+        page.get_by_role("radio", name="None").check()
+    assert "rerank" not in answer.value.request.post_data_json
+
+
+def test_the_file_under_way_is_told(open_page, living):
+    page = open_page(served=living)
+    page.locator(CARDS).first.wait_for()
+    folder = living.folder / "garden"
+    for n in range(3):
+        shutil.copy(folder / "kites.mp4", folder / f"again {n}.mp4")
+    page.locator("#open-archive").click()
+    told = []
+    page.expose_function("told", lambda line: told.append(line))
+    page.evaluate(
+        """() => new MutationObserver(() => {
+          const line = document.querySelector(".job .current");
+          if (line) window.told(line.textContent);
+        }).observe(document.querySelector(".job"), { childList: true, subtree: true, characterData: true })"""
+    )
+    page.locator("#index-now").focus()
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.id === 'cancel'")  # the focus is not lost with the button
+    page.locator(".toast", has_text="Indexed").wait_for(timeout=90_000)
+    until(page, "document.activeElement.id === 'index-now'")
+    assert any(line.startswith("again ") for line in told)
+    for n in range(3):
+        (folder / f"again {n}.mp4").unlink()
+
+
+def test_skipped_files_come_page_by_page(open_page):
+    page = open_page()
+    names = [f"reel {n}.mp4" for n in range(120)]
+
+    def paged(route):
+        given = parse_qs(urlsplit(route.request.url).query)
+        first, limit = int(given["offset"][0]), int(given["limit"][0])
+        row = {"folder": "garden", "reason": "corrupt", "next": "copy it again"}
+        files = [{**row, "name": name} for name in names[first : first + limit]]
+        route.fulfill(json={"version": 1, "total": len(names), "offset": first, "files": files})
+
+    page.route("**/api/v1/skipped?*", paged)
+    page.locator("#open-archive").click()
+    page.get_by_role("heading", name="Skipped: 120 files").wait_for()
+    assert page.locator(".skipped li").count() == 50
+    page.get_by_role("button", name="Show more (70 left)").press("Enter")
+    until(page, "document.querySelectorAll('.skipped li').length === 100")
+    assert page.evaluate("document.activeElement.textContent").startswith("reel 50.mp4Damaged")
+    page.get_by_role("button", name="Show more (20 left)").press("Enter")
+    until(page, "document.querySelectorAll('.skipped li').length === 120")
+    assert not page.locator("#more-skipped").is_visible()
+
+
+def test_kept_searches_are_told_and_forgotten(open_page):
+    page = open_page()
+    forgotten = []
+
+    def told(route):
+        if route.request.method == "DELETE":
+            forgotten.append(True)
+        route.fulfill(json={"version": 1, "remembers": True, "total": 0 if forgotten else 14})
+
+    page.route("**/api/v1/queries", told)
+    page.locator("#open-archive").click()
+    section = page.locator("#archive section", has_text="Kept searches")
+    section.get_by_text("14 texts").wait_for()
+    section.get_by_role("button", name="Forget them").press("Enter")
+    section.get_by_text("None yet").wait_for()
+    assert forgotten == [True]
+    assert page.evaluate("document.querySelector('#archive').contains(document.activeElement)")
 
 
 def test_collections_are_kept_and_exported(open_page, tmp_path):

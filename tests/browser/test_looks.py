@@ -32,6 +32,13 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, picture):
     assert sheet["x"] == 0
     assert sheet["width"] == PHONE["width"]
     page.keyboard.press("Escape")
+    page.locator("#adapters summary").tap()
+    page.locator("#adapters .adapter").first.wait_for()
+    sheet = page.locator("#adapters .panel").bounding_box()
+    assert sheet["y"] >= 0
+    assert sheet["y"] + sheet["height"] == PHONE["height"]
+    page.touchscreen.tap(195, 20)  # beside the sheet
+    until(page, "!document.querySelector('details[open]')")
     page.locator(f"{CARDS} .shot").first.tap()
     until(page, "document.querySelector('video').currentTime >= 6")
     until(page, fits)
@@ -58,6 +65,10 @@ def test_everything_has_a_name(open_page):
     assert page.evaluate(NAMELESS, "body") == []
     assert page.locator("h1").count() == 1
     assert page.evaluate("[...document.images].every((i) => i.hasAttribute('alt'))")
+    page.locator("#open-archive").click()
+    page.locator("#archive .skipped li").wait_for()
+    assert page.evaluate(NAMELESS, "#archive") == []
+    page.keyboard.press("Escape")
     page.locator(f"{CARDS} .shot").first.click()
     page.locator("#player .mark").first.wait_for()
     assert page.evaluate(NAMELESS, "#player") == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.browser.steps import CARDS, RING, ask, until, wait_first
 
 NOW = "document.querySelector('video').currentTime"
+SHOWN = "Number(document.querySelector('.track').getAttribute('aria-valuenow'))"  # the second of the film
 
 
 def open_first(page) -> None:
@@ -118,7 +121,47 @@ def test_what_the_browser_does_not_play_is_remade(open_page, living):
     page.get_by_text("Transcoded for the browser").wait_for()
     until(page, "document.querySelector('.said').hidden")
     page.locator(".track").click(position={"x": 400, "y": 20})
-    until(page, f"{NOW} > 3")
+    until(page, f"{SHOWN} > 3")
+
+
+def test_a_moment_plays_while_the_rest_is_still_remade(open_page, living):
+    page = open_page(served=living)
+    card = page.locator(CARDS, has_text="old camera.avi")
+    card.wait_for()
+    ready = False
+
+    def facts(route):
+        route.fulfill(json={**route.fetch().json(), "ready": ready})
+
+    page.route(re.compile(r"/videos/[^/?]+$"), facts)
+    page.route(re.compile(r"/media$"), lambda route: route.continue_() if ready else None)  # the whole is not there
+    sent = []
+    page.on("request", lambda r: sent.append(r.url.partition("/media")[2]) if "/media" in r.url else None)
+    film = card.locator(".film")
+    film.click(position={"x": film.bounding_box()["width"] * 0.75, "y": 10})
+    until(page, f"{SHOWN} > 9.2 && {NOW} < 3 && document.querySelector('.said').hidden")
+    assert sent[0] == ""  # which has the server make the whole
+    assert 8.8 <= float(sent[-1].removeprefix("?from=")) <= 9.1
+    page.keyboard.press("Space")
+    before = page.evaluate(SHOWN)
+    page.keyboard.press("ArrowLeft")
+    until(page, f"Math.abs({SHOWN} - {before - 5}) < 0.3 && document.querySelector('video').readyState >= 2")
+    assert float(sent[-1].removeprefix("?from=")) < 6
+    ready = True
+    page.wait_for_timeout(1500)  # the page asks each second
+    page.keyboard.press("Home")
+    until(page, f"{SHOWN} < 2 && document.querySelector('video').readyState >= 2")
+    assert sent[-1] == ""
+    page.keyboard.press("End")
+    until(page, f"{NOW} > 11")
+
+
+def test_on_a_low_screen_the_controls_can_be_reached(open_page):
+    page = open_page(width=844, height=390)
+    open_first(page)
+    until(page, f"{NOW} >= 6")
+    box = page.locator(".controls").bounding_box()
+    assert box["y"] + box["height"] <= 390
 
 
 def test_a_file_that_is_gone_is_said_to_be(open_page, living):

@@ -15,6 +15,7 @@ export class Adapters {
     this.label = this.menu.querySelector(".label");
     this.list = [];
     this.model = null;
+    this.rerankers = [];
     this.asked = [];
     this.menu.addEventListener("toggle", () => this.menu.open && this.read());
   }
@@ -24,6 +25,7 @@ export class Adapters {
       const [told, status] = await Promise.all([api.adapters(), api.status()]);
       this.list = told.adapters.map((a) => ({ ...a, base: a.method === null }));
       this.model = status.model;
+      this.rerankers = status.rerankers ?? [];
     } catch (error) {
       this.panel.replaceChildren(h("p", { class: "hint" }, error.message));
       return;
@@ -31,14 +33,27 @@ export class Adapters {
     this.show();
   }
 
+  /** What people call one of them. */
+  called(name) {
+    return !name || name === "base" ? "model alone" : name;
+  }
+
+  /** The rerankers that can judge what is asked now: a head reads what one index stored, others take all. */
+  get second() {
+    const names = this.asked.length ? this.asked : this.list.filter((a) => a.active).map((a) => a.name);
+    return this.rerankers.filter((r) => (r.kind !== "head" || names.length === 1) && names.every((n) => r.adapters.includes(n)));
+  }
+
   show(asked = this.asked) {
     this.asked = asked;
     if (!this.model) return;
     const active = this.list.find((a) => a.active);
     const model = this.model.name;
-    const names = asked.length ? asked : active && !active.base ? [active.name] : [];
-    this.label.textContent = names.length > 1 ? `${names.length} at once` : names[0] ?? model;
-    this.menu.title = names.length ? `${model} with ${names.join(", ")}` : `${model} alone`;
+    const names = asked.length ? asked : active ? [active.name] : [];
+    const said = names.map((name) => (this.list.find((a) => a.name === name)?.base ? `${model} alone` : `${model} with ${name}`));
+    const [one] = names.filter((name) => !this.list.find((a) => a.name === name)?.base);
+    this.label.textContent = names.length > 1 ? `${names.length} at once` : one ?? model;
+    this.menu.title = said.join(", ") || model;
     const rows = this.list.map((a) => this.#row(a));
     const none = h("p", { class: "hint" }, h("code", {}, "clipreel tune"), " makes an adapter from your own videos and shows whether it helps; ", h("code", {}, "clipreel serve --other"), " lets it answer here.");
     this.panel.replaceChildren(this.#head(), ...rows, this.list.length > 1 ? this.#together() : none);
@@ -65,8 +80,7 @@ export class Adapters {
   }
 
   #together() {
-    const all = this.list.filter((a) => a.name !== "base").map((a) => a.name);
-    if (all.length < 2) return "";
+    const all = this.list.map((a) => a.name);
     const on = this.asked.length > 1;
     const input = h("input", { type: "checkbox", id: "together", checked: on, onchange: () => this.#ask(on ? [] : all) });
     return h("label", { class: "option together", for: "together" }, input, h("span", {}, "Ask all at once", h("small", {}, "Each result says which one found it.")));
@@ -94,6 +108,8 @@ export class Adapters {
 /** What an adapter states of its base and data; of a path, the name at its end. */
 const licences = (stated) => Object.entries(stated ?? {}).map(([what, name]) => `${what}: ${name.split("/").pop()}`);
 
+const signed = (change) => `${change < 0 ? "−" : change > 0 ? "+" : "±"}${Math.abs(change).toFixed(1)}`;
+
 /** R@1 before and after in both directions, as numbers and bars. */
 function gains(a) {
   const ways = [["Text to video", a.before?.t2v, a.after?.t2v], ["Video to text", a.before?.v2t, a.after?.v2t]];
@@ -110,7 +126,7 @@ function gains(a) {
       h("th", { scope: "row" }, way),
       h("td", {}, bar),
       h("td", {}, `${before.toFixed(1)} → ${after.toFixed(1)}`),
-      h("td", { class: change > 0 ? "up" : "" }, `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(1)}`),
+      h("td", { class: change > 0 ? "up" : "" }, signed(change)),
     );
   });
   return h("table", { class: "gains" }, h("caption", {}, "Right video first (R@1), before → after"), h("tbody", {}, ...rows));

@@ -47,7 +47,14 @@ export const api = {
   videos: (values, signal) => read(`/videos${query(values)}`, { signal }),
   video: (id, signal) => read(one(id), { signal }),
   status: () => read("/status"),
-  skipped: () => read("/skipped"),
+  skipped: (offset, limit) => read(`/skipped${query({ offset, limit })}`),
+  queries: () => read("/queries"),
+  forget: () => read("/queries", { method: "DELETE" }),
+  models: () => read("/models"),
+  switchTo: (name) => read(`/models/${encodeURIComponent(name)}/activate`, { method: "POST", json: {} }),
+  pairs: (offset, limit) => read(`/pairs${query({ offset, limit })}`),
+  mark: (pair) => read("/pairs", { method: "POST", json: pair }),
+  unmark: (id) => read(`/pairs/${encodeURIComponent(id)}`, { method: "DELETE" }),
   tags: () => read("/tags"),
   adapters: () => read("/adapters"),
   activate: (name) => read(`/adapters/${encodeURIComponent(name)}/activate`, { method: "POST", json: {} }),
@@ -76,7 +83,8 @@ export const api = {
     return source;
   },
 
-  media: (id) => `${BASE}${one(id)}/media`,
+  /** `from`: the second at which a video begins that is being remade; its own seconds are counted from there. */
+  media: (id, from = 0) => `${BASE}${one(id)}/media${from ? `?from=${from.toFixed(1)}` : ""}`,
   report: (name) => `${BASE}/adapters/${encodeURIComponent(name)}/report`,
   thumbnail: (id, s, width) => `${BASE}${one(id)}/thumbnail?at_s=${seconds(s)}&width=${width}`,
   strip: (id, n, start, end, width) =>

@@ -10,6 +10,8 @@ import { Filters } from "./filters.js";
 import { Grid, telling } from "./grid.js";
 import * as keys from "./keys.js";
 import { takePictures } from "./pictures.js";
+import { Marks } from "./marks.js";
+import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { asks, blank, EMPTY_FILTERS, filtered, fromAddress, parse, toAddress, toBody } from "./query.js";
 import { recent, remember } from "./recent.js";
@@ -17,6 +19,7 @@ import { capital, clock, count } from "./say.js";
 
 const PAGE = 24; // hits of one request
 const TYPING_MS = 70; // between two keys of one word
+const RERANKED_MS = 400; // where the best hits are looked at again, which takes time
 const SETTLED_MS = 1200; // an answer that stood this long is worth a step back
 const LATE_MS = 180; // before this, no sign of waiting: it would only flicker
 const AGAIN_MS = 3000;
@@ -26,35 +29,52 @@ let running = null; // of the search under way
 let timer = 0;
 let later = 0;
 let answeredAt = 0;
+let answered = ""; // the text that the hits shown answer; empty where pictures or moments were asked too
 let total = 0; // null where it is not known
 let next = null; // where the next page begins
 let playing = -1; // place of the hit in the player
 let returnTo = false; // whether closing the player goes back in history
 
 const q = at("q");
+// what was said of the answers to a text; a query of pictures or moments has none to learn from
+const marking = {
+  asked: (hit) => (hit.score === undefined ? "" : hit.query ?? answered),
+  marked: (hit) => marks.of(marking.asked(hit), hit),
+  mark: (kind, hit) => marking.asked(hit) && marks.mark(kind, marking.asked(hit), hit),
+};
 const grid = new Grid({
   open: (hit, index, second) => play(hit, index, second),
   like,
   collect,
   collected: (hit) => collection.has(hit),
   address: (hit) => toAddress(state, hit),
-  by: (hit) => (state.adapters.length > 1 ? hit.adapter || "base" : null),
+  ...marking,
+  by: (hit) => (state.adapters.length > 1 ? adapters.called(hit.adapter) : null),
 });
+const marks = new Marks(() => (grid.mark(), player.isOpen && player.mark()));
 const collection = new Collection({ open: (hit) => play(hit, -1), changed: () => grid.mark() });
 const player = new Player({
   like: (hit) => (player.close(), like(hit)),
   collect,
   collected: (hit) => collection.has(hit),
-  closed: closed,
+  ...marking,
+  closed,
   next: (by) => playNext(by),
   moved: (hit, second) => history.replaceState(history.state, "", toAddress(state, { ...hit, start_s: second })),
 });
-const filters = new Filters(() => search({ push: true }));
+const filters = new Filters(() => search({ push: true }), () => adapters.second);
 const adapters = new Adapters((names) => {
   state.adapters = names;
+  if (!adapters.second.some((r) => r.name === state.rerank)) state.rerank = ""; // it cannot judge what these find
   search({ push: true });
 });
-const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts) });
+const models = new Models(async () => {
+  state.adapters = []; // they belong to the model before
+  adapters.asked = [];
+  await Promise.all([archive.read(), adapters.read()]);
+  search({ quiet: true });
+});
+const archive = new Archive({ changed: () => search({ quiet: true, remember: false }), status: (facts) => described(facts), sections: [models, marks] });
 
 // ---- searching
 
@@ -68,8 +88,11 @@ async function search({ push = false, quiet = false, remember = true } = {}) {
   showAsked();
   const late = setTimeout(() => waiting(quiet), LATE_MS);
   try {
+    const text = state.images.length || state.like.length ? "" : parse(state.typed).text;
     const answer = await ask(0, mine.signal);
-    if (running === mine) shown(answer);
+    if (running !== mine) return;
+    answered = text;
+    shown(answer);
   } catch (error) {
     if (error.name !== "AbortError" && running === mine) failed(error);
   } finally {
@@ -180,7 +203,7 @@ function nothingMatches(answer) {
     at("summary").replaceChildren(h("strong", {}, "The closest, though nothing matches"));
     grid.focus(0);
   };
-  const lines = [`No video here fits ${text ? `“${text}”` : "this query"} better than it fits any other query, so what comes closest would only mislead.`];
+  const lines = [`${text ? `“${text}”` : "This query"} fits these videos no better than any other query would, so the closest of them would only be guesses.`];
   const buttons = answer.hits.length ? [["Show the closest all the same", closest]] : [];
   if (filtered(state)) buttons.unshift(["Without filters", clearFilters, true]);
   tell("Nothing here matches", lines, buttons);
@@ -208,20 +231,23 @@ async function described(facts) {
   if (facts.model.name === "shapes-tiny") q.placeholder = "Try: a red circle moves to the left";
   const { tags } = await api.tags();
   knowArchive(facts.folders, tags);
-  if (!asks(state)) filters.show(state, { folders: facts.folders, tags });
+  filters.show(state, asks(state) ? filters.facets : { folders: facts.folders, tags });
 }
 
 // ---- the question
 
 function typed() {
   state.typed = q.value;
+  at("empty").hidden = !q.value;
   clearTimeout(timer);
-  timer = setTimeout(() => search({ push: performance.now() - answeredAt > SETTLED_MS }), TYPING_MS);
+  const wait = state.rerank ? RERANKED_MS : TYPING_MS;
+  timer = setTimeout(() => search({ push: performance.now() - answeredAt > SETTLED_MS }), wait);
 }
 
 /** The parts of the question that are not typed, and what is taken away. */
 function showAsked() {
   if (q.value.trim() !== state.typed.trim()) q.value = state.typed;
+  at("empty").hidden = !q.value;
   const pill = (picture, label, drop) => h("li", { class: "pill" }, picture, h("span", {}, label), iconButton("close", `Leave out: ${label}`, drop));
   const without = (list, one) => () => {
     list.splice(list.indexOf(one), 1);
@@ -267,8 +293,8 @@ function clearFilters() {
 
 function home(e) {
   e?.preventDefault();
-  const { adapters: asked, rank } = state;
-  state = { ...blank(), adapters: asked, rank };
+  const { adapters: asked, rank, rerank } = state;
+  state = { ...blank(), adapters: asked, rank, rerank };
   q.value = "";
   search({ push: true });
   q.focus();
@@ -331,6 +357,11 @@ at("ask").addEventListener("submit", (e) => {
   remember(state.typed);
   search({ push: true }).then(() => grid.hits.length && grid.focus(0));
 });
+at("empty").addEventListener("click", () => {
+  q.value = "";
+  typed();
+  q.focus();
+});
 at("more").addEventListener("click", nextPage);
 document.querySelector(".home").addEventListener("click", home);
 addEventListener("popstate", follow);
@@ -340,4 +371,4 @@ takePictures((image) => {
   search({ push: true });
 });
 if (matchMedia("(hover: hover)").matches) q.focus(); // on a phone the keyboard would cover the videos
-await Promise.allSettled([follow(), adapters.read(), archive.start()]);
+await Promise.allSettled([follow(), adapters.read().then(() => filters.show(state)), archive.start(), marks.read()]);

@@ -1,26 +1,38 @@
-// The archive: what is indexed, indexing as it happens, what was skipped and why.
+// The archive: what is indexed, indexing as it happens, and in sections of their own what else there is to know of it.
 
 import { api } from "./api.js";
 import { at, closeOutside, h, icon, iconButton, toast } from "./dom.js";
+import { Kept } from "./kept.js";
 import { ago, bytes, capital, count, long } from "./say.js";
+import { Skipped } from "./skipped.js";
 
 const MOVING = ["running"];
 
 export class Archive {
-  /** `changed()` is called when the index has changed, `status(facts)` when its facts are known. */
-  constructor({ changed, status }) {
+  /**
+   * `changed()` is called when the index has changed, `status(facts)` when its facts are known. `sections` have an
+   * element `section`, and `read()`, which is called whenever the drawer opens or the index has changed.
+   */
+  constructor({ changed, status, sections }) {
     this.changed = changed;
     this.told = status;
     this.dialog = at("archive");
-    this.sheet = this.dialog.appendChild(h("div", { class: "sheet" }));
     this.button = at("open-archive");
     this.bar = at("progress");
     this.jobs = new Map();
     this.facts = null;
-    this.skipped = null;
+    this.sections = [...sections, new Skipped(), new Kept()];
+    this.counts = h("div", { class: "counts" });
+    this.job = h("section", { class: "job" });
+    this.made = h("section", { hidden: true });
+    const title = h("h2", { id: "archive-name", tabindex: "-1", autofocus: true }, "Archive");
+    const head = h("header", {}, title, h("span", { class: "room" }), iconButton("close", "Close", () => this.dialog.close()));
+    const body = h("div", { class: "scroll" }, this.counts, this.job, ...this.sections.map((s) => s.section), this.made);
+    this.dialog.append(h("div", { class: "sheet" }, head, body));
     closeOutside(this.dialog);
     this.button.addEventListener("click", () => this.show());
     this.#label();
+    this.#drawJob();
   }
 
   async start() {
@@ -42,38 +54,33 @@ export class Archive {
     try {
       this.facts = await api.status();
       await this.told(this.facts);
-      this.#label();
+      this.#drawFacts();
     } catch {
       // the search says that the server is away
     }
   }
 
   async show() {
-    this.#draw();
     this.dialog.showModal();
-    await this.read();
-    try {
-      this.skipped = (await api.skipped()).files;
-    } catch (error) {
-      toast(error.message, null, true);
-    }
-    if (this.dialog.open) this.#draw();
+    await this.#readAll();
+  }
+
+  async #readAll() {
+    await Promise.all([this.read(), ...this.sections.map((s) => s.read())]);
   }
 
   #moved(job) {
     const before = this.jobs.get(job.id);
     this.jobs.set(job.id, job);
-    const ended = !MOVING.includes(job.state);
-    if (ended && MOVING.includes(before?.state)) {
+    if (!MOVING.includes(job.state) && MOVING.includes(before?.state)) {
       if (job.state === "failed") toast(`Indexing failed: ${job.message}`, null, true);
       else toast(job.message || doneLine(job));
-      this.skipped = null;
-      this.read();
       this.changed();
-      if (this.dialog.open) api.skipped().then((told) => ((this.skipped = told.files), this.#draw()), () => {});
+      if (this.dialog.open) this.#readAll();
+      else this.read();
     }
     this.#label();
-    if (this.dialog.open) this.#draw();
+    this.#drawJob();
   }
 
   get running() {
@@ -87,83 +94,71 @@ export class Archive {
     this.bar.classList.toggle("vague", Boolean(job) && !job.total);
     this.bar.setAttribute("aria-valuenow", String(share));
     this.bar.firstChild.style.width = job?.total ? `${share}%` : "";
-    const text = job ? (job.total ? `Indexing ${job.done}/${job.total}` : "Indexing") : "Archive";
-    this.button.replaceChildren(h("span", { class: job ? "dot busy" : "dot" }), h("span", {}, text));
+    const text = job?.total ? `Indexing ${job.done}/${job.total}` : "Indexing";
+    this.button.replaceChildren(...(job ? [h("span", { class: "dot" }), h("span", { class: "busy" }, text)] : [icon("box"), h("span", { class: "wide-only" }, "Archive")]));
+    this.button.setAttribute("aria-label", job ? text : "Archive");
     this.button.title = job ? progressLine(job) : "What is indexed, and what was skipped";
   }
 
-  #draw() {
+  /** The box of the job: made anew when one begins or ends, else only brought up to date, so that the focus stays. */
+  #drawJob() {
     const job = this.running;
-    const head = h("header", {}, h("h2", { id: "archive-name", tabindex: "-1", autofocus: true }, "Archive"), h("span", { class: "room" }), iconButton("close", "Close", () => this.dialog.close()));
-    const scroll = this.dialog.querySelector(".scroll")?.scrollTop ?? 0;
-    const body = h("div", { class: "scroll" }, this.#counts(), job ? this.#job(job) : this.#start(), this.#skipped(), this.#facts());
-    const focused = document.activeElement?.id;
-    this.sheet.replaceChildren(head, body);
-    body.scrollTop = scroll;
-    if (focused && this.dialog.contains(at(focused))) at(focused).focus();
+    if (!job || this.live?.id !== job.id) {
+      const focused = this.job.contains(document.activeElement);
+      this.live = job ? liveJob(job.id) : null;
+      this.job.replaceChildren(...(job ? this.live.elements : this.#idle()));
+      if (focused) this.job.querySelector("button").focus();
+    }
+    if (job) this.live.tell(job);
   }
 
-  #counts() {
-    const f = this.facts;
-    if (!f) return "";
-    const one = (value, label) => h("div", {}, h("b", {}, value), h("span", {}, label));
-    return h("div", { class: "counts" }, one(f.videos.toLocaleString("en"), "videos"), one(long(f.duration_s), "of film"), one(f.vectors.toLocaleString("en"), "vectors"));
-  }
-
-  #start() {
-    const index = async () => {
-      try {
-        this.#moved(await api.index());
-      } catch (error) {
-        toast(error.message, null, true);
-      }
-    };
+  #idle() {
+    const index = () => api.index().then((job) => this.#moved(job), refused);
     const folders = this.facts?.folders ?? [];
     const text = folders.length ? `Looks again through ${folders.map((f) => f.name).join(", ")}: new and changed videos are read, the others stay.` : "Looks through the folders of the index again.";
-    return h("section", { class: "job" }, h("button", { type: "button", class: "button", id: "index-now", onclick: index }, "Index now"), h("p", { class: "hint" }, text));
+    return [h("button", { type: "button", class: "button", id: "index-now", onclick: index }, "Index now"), h("p", { class: "hint" }, text)];
   }
 
-  #job(job) {
-    const cancel = async () => {
-      try {
-        await api.cancel(job.id);
-      } catch (error) {
-        toast(error.message, null, true);
-      }
-    };
-    const meter = h("progress", { ...(job.total ? { max: String(job.total) } : {}), "aria-label": "Indexing" });
-    if (job.total) meter.value = job.done;
-    return h(
-      "section",
-      { class: "job" },
-      h("p", {}, h("strong", {}, progressLine(job))),
-      meter,
-      h("p", { class: "hint current" }, job.current ? baseName(job.current) : "Looking for videos…"),
-      h("button", { type: "button", class: "button", id: "cancel", onclick: cancel }, "Stop"),
-    );
-  }
-
-  #skipped() {
-    const files = this.skipped;
-    if (files === null) return h("section", {}, h("h3", {}, "Skipped"), h("p", { class: "hint" }, "…"));
-    if (!files.length) return h("section", {}, h("h3", {}, "Skipped"), h("p", { class: "hint" }, "Nothing: every video could be read."));
-    const row = (f) => h("li", {}, h("strong", {}, f.name), h("span", {}, capital(f.reason ?? "")), f.next ? h("small", {}, f.next) : null, f.folder ? h("small", { class: "folder" }, f.folder) : null);
-    return h("section", {}, h("h3", {}, `Skipped: ${count(files.length, "file")}`), h("ul", { class: "skipped" }, ...files.map(row)));
-  }
-
-  #facts() {
+  #drawFacts() {
     const f = this.facts;
-    if (!f) return "";
+    const one = (value, label) => h("div", {}, h("b", {}, value), h("span", {}, label));
+    this.counts.replaceChildren(one(f.videos.toLocaleString("en"), f.videos === 1 ? "video" : "videos"), one(long(f.duration_s), "of film"));
     const rows = ["model", "adapter", "index"].flatMap((key) => {
-      const one = f[key];
-      if (!one) return [];
-      const facts = [one.name, one.bytes ? bytes(one.bytes) : "", one.age_s ? `${ago(one.age_s)} old` : ""];
+      const its = f[key];
+      if (!its) return [];
+      const facts = [its.name, its.bytes ? bytes(its.bytes) : "", key === "index" ? count(f.vectors, "vector") : "", its.age_s ? `${ago(its.age_s)} old` : ""];
       return [h("dt", {}, capital(key)), h("dd", {}, facts.filter(Boolean).join(" · "))];
     });
-    if (f.licences) for (const [what, licence] of Object.entries(f.licences)) rows.push(h("dt", {}, `Licence: ${what}`), h("dd", {}, String(licence ?? "unknown")));
-    return h("section", {}, h("h3", {}, "Made with"), h("dl", { class: "facts" }, ...rows));
+    for (const [what, licence] of Object.entries(f.licences ?? {})) rows.push(h("dt", {}, `Licence: ${what}`), h("dd", {}, String(licence ?? "unknown")));
+    this.made.replaceChildren(h("h3", {}, "Made with"), h("dl", { class: "facts" }, ...rows));
+    this.made.hidden = false;
+    if (!this.running) this.#drawJob();
   }
 }
+
+/** The elements of a job under way, and `tell(job)`, which says how far it is. */
+function liveJob(id) {
+  const line = h("strong");
+  const meter = h("progress", { "aria-label": "Indexing" });
+  const current = h("p", { class: "hint current" });
+  const stop = h("button", { type: "button", class: "button", id: "cancel", onclick: () => api.cancel(id).catch(refused) }, "Stop");
+  const tell = (job) => {
+    line.textContent = progressLine(job);
+    current.textContent = now(job);
+    current.title = job.current ?? "";
+    if (job.total) Object.assign(meter, { max: job.total, value: job.done });
+  };
+  return { id, tell, elements: [h("p", {}, line), meter, current, stop] };
+}
+
+/** What a job is at: a file, or after the files what scores are compared with. */
+function now(job) {
+  if (job.current) return baseName(job.current);
+  if (job.queries_total) return `Learning what scores mean: ${job.queries} of ${count(job.queries_total, "query", "queries")}`;
+  return job.done ? "Storing…" : "Looking for videos…";
+}
+
+const refused = (error) => toast(error.message, null, true);
 
 const baseName = (path) => path.split(/[\\/]/).pop();
 

@@ -50,11 +50,19 @@ export class Collection {
   #remove(i) {
     const [gone] = this.hits.splice(i, 1);
     this.#changed();
+    this.#refocus(i);
     const undo = () => {
       this.hits.splice(i, 0, gone);
       this.#changed();
     };
     toast(`Taken out: ${gone.name} ${span(gone.start_s, gone.end_s)}`, ["Undo", undo]);
+  }
+
+  /** After a row of the drawer went: the focus goes to the one in its place. */
+  #refocus(i) {
+    if (!this.dialog.open) return;
+    const rows = this.dialog.querySelectorAll(".kept .quiet");
+    (rows[Math.min(i, rows.length - 1)] ?? this.dialog.querySelector("h2")).focus();
   }
 
   #changed(keep = true) {
@@ -104,10 +112,12 @@ export class Collection {
 
   #foot() {
     const format = h("select", { "aria-label": "Format", id: "format" }, ...FORMATS.map(([v, label]) => h("option", { value: v }, label)));
-    const go = h("button", { type: "button", class: "button strong", id: "export", ...(this.hits.length ? {} : { disabled: true }), onclick: () => this.#export(format.value, go) }, "Export");
-    const drop = h("button", { type: "button", class: "text", onclick: () => this.#drop() }, Object.keys(this.all).length > 1 ? "Delete collection" : "Empty");
+    const go = h("button", { type: "button", class: "button strong", id: "export", onclick: () => this.#export(format.value, go) }, "Export");
+    const several = Object.keys(this.all).length > 1;
+    const drop = h("button", { type: "button", class: "text", onclick: () => this.#drop() }, several ? "Delete collection" : "Empty");
     const rename = h("button", { type: "button", class: "text", onclick: () => this.#name(this.current) }, "Rename");
-    return h("footer", {}, h("div", { class: "row" }, format, go), h("div", { class: "row" }, rename, drop));
+    const row = h("div", { class: "row" }, rename, several || this.hits.length ? drop : null);
+    return this.hits.length ? h("footer", {}, h("div", { class: "row" }, format, go), row) : h("footer", {}, row);
   }
 
   async #export(format, button) {

@@ -15,7 +15,11 @@ const ICONS = {
   before: "m12.5 4-6 6 6 6",
   after: "m7.5 4 6 6-6 6",
   reel: "M3 5h14v10H3zM3 8.3h3M3 11.6h3M14 8.3h3M14 11.6h3M6 5v10M14 5v10",
+  up: "M3 9h3v8H3zM6 9.5l3.2-6.3c1.4-.3 2.3.6 2.1 2L10.8 8h4.4c1.2 0 2 1 1.7 2.1l-1.4 5.5c-.2.8-.9 1.4-1.8 1.4H6",
+  down: "M17 11h-3V3h3zM14 10.5l-3.2 6.3c-1.4.3-2.3-.6-2.1-2l.5-2.8H4.8c-1.2 0-2-1-1.7-2.1l1.4-5.5C4.7 3.6 5.4 3 6.3 3H14",
+  copy: "M7 7h9.5v9.5H7zM13 7V3.5H3.5V13H7",
   link: "M8.5 11.5l3-3M7 9 5 11a2.8 2.8 0 0 0 4 4l2-2M13 11l2-2a2.8 2.8 0 0 0-4-4L9 7",
+  box: "M3 4.5h14V8H3zM4.3 8v7.5h11.4V8M8 11h4",
   image: "M2.5 4h15v12h-15zM3 14l4-3.5 3 2.5 3.2-3.5 4 4",
 };
 
@@ -68,6 +72,7 @@ export function toast(message, action = null, bad = false) {
     note.append(h("button", { type: "button", class: "text", onclick: press }, action[0]));
   }
   reachable("toasts").append(note);
+  return note;
 }
 
 /** Tell a screen reader. */

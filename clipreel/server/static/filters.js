@@ -8,8 +8,10 @@ const WAYS = [["", "Any"], ["landscape", "Landscape"], ["portrait", "Portrait"],
 const RANKS = [["", "By score"], ["bank", "By what is unusual"]];
 
 export class Filters {
-  constructor(changed) {
+  /** `changed()` is called for another filter or order; `second()` gives the rerankers that can be chosen. */
+  constructor(changed, second) {
     this.changed = changed;
+    this.second = second;
     this.root = at("filters");
     this.facets = { folders: [], tags: [] };
     this.state = null;
@@ -43,7 +45,7 @@ export class Filters {
       this.#ranks(),
     );
     if (open) this.root.querySelector(`details[data-name="${open}"]`).open = true;
-    if (focused) at(focused)?.focus();
+    if (focused) (at(focused) ?? this.root.querySelector("summary")).focus(); // Clear goes when it was pressed
   }
 
   #set(values) {
@@ -96,9 +98,23 @@ export class Filters {
       this.changed();
     };
     const rows = RANKS.map(([value, label], i) => option("radio", `rank-${i}`, "rank", label, null, this.state.rank === value, () => choose(value)));
-    const hint = h("p", { class: "hint" }, "Some videos score high for anything. Ranking by what is unusual compares each score with what a bank of other queries reaches on the same video.");
     const label = RANKS.find(([value]) => value === this.state.rank)?.[1] ?? RANKS[0][1];
-    return menu("rank", label, false, [...rows, hint], "end");
+    const hint = h("p", { class: "hint" }, "Some videos score high for anything. Ranking by what is unusual compares each score with what a bank of other queries reaches on the same video.");
+    const { rerank } = this.state;
+    return menu("rank", rerank ? `${label}, then ${rerank}` : label, Boolean(rerank), [...rows, hint, ...this.#seconds()], "end");
+  }
+
+  /** Who may look at the best hits again; nothing where the server has nobody. */
+  #seconds() {
+    const known = this.second();
+    if (!known.length) return [];
+    const choose = (name) => {
+      this.state.rerank = name;
+      this.changed();
+    };
+    const one = (name, label, i) => option("radio", `second-${i}`, "second", label, null, this.state.rerank === name, () => choose(name));
+    const rows = known.map((r, i) => one(r.name, `${r.name}: the best ${r.candidates}`, i + 1));
+    return [h("h3", {}, "A second look"), one("", "None", 0), ...rows];
   }
 
   #clear() {

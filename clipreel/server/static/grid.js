@@ -2,11 +2,14 @@
 
 import { api } from "./api.js";
 import { at, h, icon, iconButton, place } from "./dom.js";
+import { KINDS, markButtons } from "./marks.js";
 import { clock, level, long, meaning, rated, span } from "./say.js";
 
 const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
 const FILM = 41.6; // height of a film strip
+const SEEN = 0.6; // a picture of which less would be seen is shown whole
 const SHAPES = [["tall", 0.95], ["square", 1.25], ["wide", Infinity]];
+const RATIOS = { tall: 3 / 4, square: 1, wide: 16 / 9 }; // as in style.css
 
 export const keyOf = (hit) => `${hit.video}@${hit.start_s.toFixed(2)}`;
 
@@ -16,11 +19,11 @@ export const telling = (hit) => hit.matched?.[0]?.at_s ?? (hit.start_s + hit.end
 /** The other moments of the video that answer the query too. */
 export const others = (hit) => (hit.moments ?? []).filter((m) => m.score >= NEAR * hit.score && Math.abs(m.start_s - hit.start_s) > 0.05);
 
-
 export const aspect = (hit) => (hit.width && hit.height ? hit.width / hit.height : 16 / 9);
 
 export class Grid {
-  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit), by(hit): what found it, where several were asked. */
+  /** `acts`: open(hit, index, second), like(hit), collect(hit), collected(hit), address(hit), by(hit): what found it, where
+   *  several were asked, asked(hit): the text that it answers, marked(hit), mark(kind, hit). */
   constructor(acts) {
     this.list = at("hits");
     this.acts = acts;
@@ -62,11 +65,12 @@ export class Grid {
     target?.closest(".card").scrollIntoView({ block: "nearest" });
   }
 
-  /** Show which hits are collected. */
+  /** Show which hits are collected, and what is said of them. */
   mark() {
     this.hits.forEach((hit, i) => {
       const button = this.list.children[i]?.querySelector(".collect");
       if (!button) return;
+      this.#judged(this.list.children[i], hit);
       const has = this.acts.collected(hit);
       button.setAttribute("aria-pressed", String(has));
       button.replaceChildren(icon(has ? "check" : "plus"));
@@ -76,6 +80,7 @@ export class Grid {
 
   #card(hit, index) {
     const still = h("img", { class: "still", src: api.thumbnail(hit.video, telling(hit), 480), loading: "lazy", decoding: "async", alt: "" });
+    still.classList.toggle("whole", seen(aspect(hit), RATIOS[this.list.dataset.shape]) < SEEN);
     still.addEventListener("error", () => shot.classList.add("lost"));
     const shot = h(
       "a",
@@ -83,6 +88,7 @@ export class Grid {
       still,
       h("span", { class: "when" }, hit.score === undefined ? clock(hit.duration_s) : span(hit.start_s, hit.end_s)),
       this.acts.by(hit) ? h("span", { class: "by" }, this.acts.by(hit)) : null,
+      timeline(hit),
     );
     shot.addEventListener("click", (e) => {
       if (e.metaKey || e.ctrlKey || e.shiftKey) return;
@@ -98,7 +104,9 @@ export class Grid {
     strip.addEventListener("error", () => film.classList.add("lost"));
     film.append(strip);
     film.style.setProperty("--frames", String(frames));
-    const card = h("li", { class: "card" }, shot, film, timeline(hit), this.#told(hit));
+    const judge = this.acts.asked(hit) ? markButtons(hit, null, (kind) => this.acts.mark(kind, hit)) : null;
+    const card = h("li", { class: level(hit) === 0 ? "card unlikely" : "card" }, shot, judge, film, this.#told(hit));
+    this.#judged(card, hit);
     scrub({ shot, film, hit, frames }, (s) => this.acts.open(hit, index, s));
     return card;
   }
@@ -115,6 +123,12 @@ export class Grid {
       h("p", { class: "facts" }, words(hit), h("span", { class: "folder" }, hit.folder || "")),
       h("div", { class: "acts" }, like, collect),
     );
+  }
+
+  #judged(card, hit) {
+    const said = this.acts.marked(hit)?.judgement ?? "";
+    card.dataset.said = said;
+    for (const button of card.querySelectorAll(".judge button")) button.setAttribute("aria-pressed", String(button.dataset.kind === said));
   }
 
   #reached(card) {
@@ -135,6 +149,7 @@ export class Grid {
     if (e.altKey || e.ctrlKey || e.metaKey || !this.hits.length) return;
     const hit = this.hits[this.current];
     const columns = getComputedStyle(this.list).gridTemplateColumns.split(" ").length;
+    const said = KINDS.find((k) => k.key === e.key);
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[e.key];
     if (step) {
       const next = this.current + step;
@@ -144,6 +159,7 @@ export class Grid {
     } else if (e.key === "Home") this.focus(0);
     else if (e.key === "End") this.focus(this.hits.length - 1);
     else if (e.key === " " && e.target.classList.contains("shot")) this.acts.open(hit, this.current);
+    else if (said) this.acts.mark(said.kind, hit);
     else if (e.key === "c") this.acts.collect(hit);
     else if (e.key === "m") this.acts.like(hit);
     else return;
@@ -167,12 +183,15 @@ function spoken(hit) {
 
 /** Where in the video the moment lies, and its other moments. */
 function timeline(hit) {
-  const line = h("div", { class: "line", "aria-hidden": "true" });
-  if (hit.score === undefined || !(hit.duration_s > 0)) return line;
+  if (hit.score === undefined || !(hit.duration_s > 0)) return null;
+  const line = h("span", { class: "line", "aria-hidden": "true" });
   for (const m of others(hit)) line.append(place(h("i", { class: "other" }), m.start_s / hit.duration_s, m.end_s / hit.duration_s));
   line.append(place(h("i"), hit.start_s / hit.duration_s, hit.end_s / hit.duration_s));
   return line;
 }
+
+/** The share of a picture of one aspect that fills a card of another. */
+const seen = (a, b) => Math.min(a / b, b / a);
 
 function shapeOf(hits) {
   const sorted = hits.map(aspect).sort((a, b) => a - b);

@@ -8,6 +8,7 @@ const KEYS = [
   ["Enter, Space", "Play at the moment"],
   ["C", "Collect the moment"],
   ["M", "More like this"],
+  ["Y, X", "This is it, this is not it"],
   ["Esc", "Close, or clear the search"],
   ["In the player", ""],
   ["Space", "Play and pause"],

@@ -3,6 +3,7 @@
 import { api } from "./api.js";
 import { announce, at, closeOutside, h, icon, iconButton, place, toast } from "./dom.js";
 import { aspect, others, telling, words } from "./grid.js";
+import { KINDS, markButtons } from "./marks.js";
 import { bytes, capital, clock, count, day, span } from "./say.js";
 
 const STEP_S = 5;
@@ -10,12 +11,13 @@ const READY_MS = 1000;
 const SPEEDS = [1, 1.5, 2, 0.25, 0.5];
 
 export class Player {
-  /** `acts`: like(hit), collect(hit), collected(hit), closed(), next(by), moved(hit). */
+  /** `acts`: like(hit), collect(hit), collected(hit), asked(hit), marked(hit), mark(kind, hit), closed(), next(by), moved(hit). */
   constructor(acts) {
     this.acts = acts;
     this.dialog = at("player");
     this.hit = null;
     this.facts = null;
+    this.from = 0;
     this.#build();
     closeOutside(this.dialog);
     this.dialog.addEventListener("close", () => this.#closed());
@@ -34,6 +36,7 @@ export class Player {
       this.facts = null;
       this.#say("");
       this.video.poster = api.thumbnail(hit.video, second, 960);
+      Object.assign(this, { from: 0, whole: true, late: false, remaking: false });
       this.video.src = api.media(hit.video);
       this.stage.style.setProperty("--aspect", String(aspect(hit)));
     }
@@ -49,6 +52,11 @@ export class Player {
     if (this.dialog.open) this.dialog.close();
   }
 
+  /** The second of the film that is shown: what is sent of one that is being remade begins at `from`. */
+  get second() {
+    return this.from + this.video.currentTime;
+  }
+
   /** Go to a second, now or as soon as the video can. */
   seek(s, play = false) {
     this.target = { s: Math.max(s, 0), play };
@@ -56,32 +64,67 @@ export class Player {
   }
 
   #reach() {
-    if (!this.target || this.video.readyState < 1 || this.#halfMade()) return;
+    if (!this.target) return;
     const { s, play } = this.target;
-    this.video.currentTime = s;
+    if (!this.#holds(s)) return this.#load(this.facts.ready ? 0 : s);
+    if (this.video.readyState < 1) return;
+    this.video.currentTime = Math.max(s - this.from, 0);
     if (play) this.video.play().catch(() => {});
     // until the facts are known, the video may be one that cannot be sought yet
     if (this.facts) this.target = null;
   }
 
-  /** A video that is still being remade streams from its beginning and knows no other places. */
-  #halfMade() {
-    return Boolean(this.facts && this.facts.ready === false && this.target?.s > 0.5);
+  /** Whether what is being sent has this second: the whole film has all, one that is being remade what came so far. */
+  #holds(s) {
+    if (this.whole) return true;
+    const at = s - this.from;
+    if (Math.abs(at) < 0.2) return true;
+    const { buffered } = this.video;
+    return Array.from({ length: buffered.length }, (_, i) => i).some((i) => buffered.start(i) <= at && at <= buffered.end(i));
   }
 
-  /** Ask how far the remaking is, and load the video anew when it is done. */
-  async #await(video) {
+  /** Have the film sent: whole, or from a second on while it is being remade. */
+  #load(s) {
+    this.whole = this.facts.ready !== false;
+    this.from = this.whole ? 0 : Math.round(10 * Math.max(Math.min(s, this.duration - 0.5), 0)) / 10;
+    if (!this.whole) {
+      this.target = { s: this.from, play: this.target?.play || !this.video.paused };
+      this.#say(`The browser does not play this file, so it is remade from ${clock(this.from)} on.`, false);
+      this.remaking = true;
+    }
+    this.video.src = api.media(this.hit.video, this.from);
+  }
+
+  /** What was said of the remaking is over when it plays. */
+  #remade() {
+    if (this.remaking) this.#say("");
+    this.remaking = false;
+  }
+
+  /** The server may be at others: then this waits until the whole is made. */
+  #failed() {
+    if (!this.video.getAttribute("src")) return;
+    if (this.whole || this.facts?.ready !== false) {
+      if (this.said.hidden || this.remaking) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
+      return;
+    }
+    this.target ??= { s: this.from, play: true };
+    this.late = true;
+    this.#say(`The browser does not play this file, so it is being remade. It opens at ${clock(this.target.s)} when it is ready.`, false);
+  }
+
+  /** Ask until the whole is made: from then on every second of it can be had. */
+  async #follow(video) {
     while (this.hit?.video === video && this.facts?.ready === false) {
-      const share = this.facts.converted ? ` (${Math.round(100 * this.facts.converted)} %)` : "";
-      this.#say(`The browser does not play this file, so it is being remade${share}. It opens at ${clock(this.target?.s ?? 0)} when it is ready.`, false);
       await new Promise((done) => setTimeout(done, READY_MS));
       const facts = await api.video(video);
       if (this.hit?.video !== video) return;
       this.facts = facts;
     }
+    if (!this.late) return;
+    this.late = false;
     this.#say("");
-    this.target ??= { s: this.video.currentTime, play: !this.video.paused };
-    this.video.src = api.media(video);
+    this.#load(0);
   }
 
   get duration() {
@@ -99,8 +142,10 @@ export class Player {
       else if (facts.playable === "no") this.#say(facts.why ?? "This file cannot be played here.");
       else if (facts.state === "changed") this.#say("This file has changed since it was indexed; the moment may have moved. “Index now” reads it again.", false);
       this.#describe();
-      if (facts.ready === false && facts.playable !== "no") await this.#await(hit.video);
-      else this.#reach();
+      if (facts.ready !== false || facts.playable === "no") return this.#reach();
+      this.whole = false;
+      this.#reach();
+      await this.#follow(hit.video);
     } catch (error) {
       this.#say(error.message);
     }
@@ -149,13 +194,12 @@ export class Player {
     for (const name of ["play", "pause"]) v.addEventListener(name, () => this.#playing());
     v.addEventListener("waiting", () => this.stage.classList.add("waiting"));
     for (const name of ["playing", "canplay", "error"]) v.addEventListener(name, () => this.stage.classList.remove("waiting"));
+    v.addEventListener("canplay", () => this.#remade());
     v.addEventListener("volumechange", () => {
       this.mute.replaceChildren(icon(v.muted ? "silent" : "sound"));
       this.mute.setAttribute("aria-label", v.muted ? "Sound on" : "Mute");
     });
-    v.addEventListener("error", () => {
-      if (v.getAttribute("src") && this.said.hidden) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
-    });
+    v.addEventListener("error", () => this.#failed());
     let held = false;
     const go = (e) => {
       const box = this.track.getBoundingClientRect();
@@ -196,7 +240,11 @@ export class Player {
       this.track.setAttribute("aria-valuemax", duration.toFixed(1));
     }
     this.needle = this.track.appendChild(h("b", { class: "needle" }));
-    this.side.replaceChildren(this.#actions(), this.#list(moments), this.#facts());
+    const focused = this.side.contains(document.activeElement) ? document.activeElement.id : "";
+    this.judge = h("section", { class: "judging", hidden: true });
+    this.side.replaceChildren(this.#actions(), this.judge, this.#list(moments), this.#facts());
+    this.judged = null;
+    if (focused) at(focused)?.focus();
     this.#tick();
   }
 
@@ -214,6 +262,30 @@ export class Player {
     return place(mark, m.start_s / duration, m.end_s / duration);
   }
 
+  /** The moment that plays now, else the best one. */
+  #now() {
+    const now = this.second;
+    const moments = this.#moments();
+    const playing = moments.find((m) => m.start_s <= now && now < m.end_s) ?? moments[0];
+    return playing && { ...this.hit, start_s: playing.start_s, end_s: playing.end_s };
+  }
+
+  /** Ask whether the moment that plays answers the query; drawn anew where another moment or another mark is. */
+  mark() {
+    const text = this.hit && this.acts.asked(this.hit);
+    const hit = text ? this.#now() : null;
+    this.judge.hidden = !hit;
+    if (!hit) return;
+    const marked = this.acts.marked(hit);
+    const shown = [hit.start_s, hit.end_s, marked?.id, marked?.judgement].join();
+    if (shown === this.judged) return;
+    this.judged = shown;
+    const focused = this.judge.contains(document.activeElement) ? document.activeElement.id : "";
+    const title = h("h3", {}, `Is ${span(hit.start_s, hit.end_s)} `, h("q", {}, text), "?");
+    this.judge.replaceChildren(title, markButtons(hit, marked, (kind) => this.acts.mark(kind, hit), true));
+    if (focused) at(focused).focus();
+  }
+
   #goTo(m) {
     this.seek(m.start_s, true);
     this.acts.moved(this.hit, m.start_s);
@@ -222,18 +294,18 @@ export class Player {
   #actions() {
     const { hit } = this;
     const kept = this.acts.collected(hit);
-    const collect = h("button", { type: "button", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
-    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.video.currentTime }) }, icon("like"), "More like this");
+    const collect = h("button", { type: "button", id: "collect", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
+    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.second }) }, icon("like"), "More like this");
     const link = iconButton("link", "Copy a link to this second", () => this.#copy());
     return h("div", { class: "actions" }, collect, like, link);
   }
 
   async #copy() {
     const address = new URL(location.href);
-    address.searchParams.set("t", this.video.currentTime.toFixed(2));
+    address.searchParams.set("t", this.second.toFixed(2));
     try {
       await navigator.clipboard.writeText(address.href);
-      toast(`Copied: the link opens at ${clock(this.video.currentTime)}`);
+      toast(`Copied: the link opens at ${clock(this.second)}`);
     } catch {
       toast("The browser does not allow copying here; the address bar holds the link.", null, true);
     }
@@ -263,7 +335,6 @@ export class Player {
       ["Length", all.duration_s ? clock(all.duration_s, true) : ""],
       ["Picture", all.width ? `${all.width} × ${all.height}` : ""],
       ["Size", all.bytes ? bytes(all.bytes) : ""],
-      ["Date", day(all.date)],
       ["Tags", (all.tags ?? []).map((t) => t.name ?? t).join(", ")],
       ["Plays", all.playable === "remux" || all.playable === "transcode" ? `${capital(all.playable)}d for the browser` : ""],
     ];
@@ -272,12 +343,13 @@ export class Player {
   }
 
   #tick() {
-    const now = this.video.currentTime;
+    const now = this.second;
     const { duration } = this;
     this.time.textContent = `${clock(now, true)} / ${clock(duration)}`;
     if (!this.needle || !duration) return;
     place(this.needle, now / duration);
     this.track.setAttribute("aria-valuenow", now.toFixed(1));
+    this.mark();
     this.track.setAttribute("aria-valuetext", `${clock(now)} of ${clock(duration)}`);
   }
 
@@ -302,20 +374,24 @@ export class Player {
   #key(e) {
     if (e.altKey || e.ctrlKey || e.metaKey) return;
     const pressed = e.target.closest("button");
+    const sliding = e.target === this.track; // where up and down move along, as in every slider
+    const said = KINDS.find((k) => k.key === e.key);
     const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
-    const now = this.video.currentTime;
+    const now = this.second;
     if (e.key === " " || e.key === "k") {
       if (e.key === " " && pressed) return;
       this.#playPause();
-    } else if (e.key === "ArrowLeft") this.seek(now - STEP_S);
-    else if (e.key === "ArrowRight") this.seek(Math.min(now + STEP_S, this.duration));
+    } else if (e.key === "ArrowLeft" || (sliding && e.key === "ArrowDown")) this.seek(now - STEP_S);
+    else if (e.key === "ArrowRight" || (sliding && e.key === "ArrowUp")) this.seek(Math.min(now + STEP_S, this.duration));
     else if (e.key === "ArrowUp") this.acts.next(-1);
     else if (e.key === "ArrowDown") this.acts.next(1);
     else if (e.key === "Home") this.seek(0);
+    else if (e.key === "End") this.seek(this.duration);
     else if (e.key === ",") this.seek(now - 0.04);
     else if (e.key === ".") this.seek(now + 0.04);
     else if (e.key === "n") this.seek(moments.find((s) => s > now + 0.2) ?? moments[0] ?? 0);
     else if (e.key === "p") this.seek(moments.findLast((s) => s < now - 0.5) ?? moments.at(-1) ?? 0);
+    else if (said && this.acts.asked(this.hit)) this.acts.mark(said.kind, this.#now());
     else if (e.key === "c") (this.acts.collect(this.hit), this.#describe());
     else if (e.key === "m") this.acts.like({ ...this.hit, matched: null, at_s: now });
     else return;

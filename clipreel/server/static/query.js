@@ -3,7 +3,7 @@
 export const EMPTY_FILTERS = { folder: "", tags: [], min: "", max: "", after: "", before: "", orientation: "" };
 
 export function blank() {
-  return { typed: "", images: [], like: [], filters: structuredClone(EMPTY_FILTERS), rank: "", adapters: [] };
+  return { typed: "", images: [], like: [], filters: structuredClone(EMPTY_FILTERS), rank: "", rerank: "", adapters: [] };
 }
 
 /** Typed words apart: `dog -people -"two words"` takes away `people` and `two words`. */
@@ -52,6 +52,7 @@ export function toBody(state, k, offset) {
   if (filtered(state)) body.filters = filterBody(state.filters);
   if (state.adapters.length) body.adapters = state.adapters;
   if (state.rank) body.rank = state.rank;
+  if (state.rerank) body.rerank = state.rerank;
   return body;
 }
 
@@ -65,6 +66,7 @@ export function toAddress(state, open = null) {
   for (const key of ["folder", "min", "max", "after", "before", "orientation"]) if (f[key]) p.set(key, f[key]);
   for (const tag of f.tags) p.append("tag", tag);
   if (state.rank) p.set("rank", state.rank);
+  if (state.rerank) p.set("rerank", state.rerank);
   for (const name of state.adapters) p.append("adapter", name);
   if (open) {
     p.set("video", open.video);
@@ -86,6 +88,7 @@ export function fromAddress(address) {
   for (const key of ["folder", "min", "max", "after", "before", "orientation"]) state.filters[key] = p.get(key) ?? "";
   state.filters.tags = p.getAll("tag");
   state.rank = p.get("rank") ?? "";
+  state.rerank = p.get("rerank") ?? "";
   state.adapters = p.getAll("adapter");
   const open = p.has("video") ? { video: p.get("video"), start_s: Number(p.get("t")) || 0 } : null;
   return { state, open };

@@ -25,8 +25,8 @@ export function ago(s) {
   return count(Math.floor(s / unit), word);
 }
 
-export function count(n, word) {
-  return `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+export function count(n, word, many = `${word}s`) {
+  return `${n.toLocaleString("en")} ${n === 1 ? word : many}`;
 }
 
 export function bytes(n) {
