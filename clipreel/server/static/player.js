@@ -2,12 +2,12 @@
 
 import { api } from "./api.js";
 import { announce, at, closeOutside, h, icon, iconButton, place, toast } from "./dom.js";
+import { Feed } from "./feed.js";
 import { aspect, others, telling, words } from "./grid.js";
 import { KINDS, markButtons } from "./marks.js";
 import { bytes, capital, clock, count, day, span } from "./say.js";
 
 const STEP_S = 5;
-const READY_MS = 1000;
 const SPEEDS = [1, 1.5, 2, 0.25, 0.5];
 
 export class Player {
@@ -17,8 +17,8 @@ export class Player {
     this.dialog = at("player");
     this.hit = null;
     this.facts = null;
-    this.from = 0;
     this.#build();
+    this.feed = new Feed(this.video, (message) => this.#say(message, false));
     closeOutside(this.dialog);
     this.dialog.addEventListener("close", () => this.#closed());
     this.dialog.addEventListener("keydown", (e) => this.#key(e));
@@ -36,8 +36,7 @@ export class Player {
       this.facts = null;
       this.#say("");
       this.video.poster = api.thumbnail(hit.video, second, 960);
-      Object.assign(this, { from: 0, whole: true, late: false, remaking: false });
-      this.video.src = api.media(hit.video);
+      this.feed.open(hit.video);
       this.stage.style.setProperty("--aspect", String(aspect(hit)));
     }
     if (!this.dialog.open) this.dialog.showModal();
@@ -52,79 +51,8 @@ export class Player {
     if (this.dialog.open) this.dialog.close();
   }
 
-  /** The second of the film that is shown: what is sent of one that is being remade begins at `from`. */
-  get second() {
-    return this.from + this.video.currentTime;
-  }
-
-  /** Go to a second, now or as soon as the video can. */
   seek(s, play = false) {
-    this.target = { s: Math.max(s, 0), play };
-    this.#reach();
-  }
-
-  #reach() {
-    if (!this.target) return;
-    const { s, play } = this.target;
-    if (!this.#holds(s)) return this.#load(this.facts.ready ? 0 : s);
-    if (this.video.readyState < 1) return;
-    this.video.currentTime = Math.max(s - this.from, 0);
-    if (play) this.video.play().catch(() => {});
-    // until the facts are known, the video may be one that cannot be sought yet
-    if (this.facts) this.target = null;
-  }
-
-  /** Whether what is being sent has this second: the whole film has all, one that is being remade what came so far. */
-  #holds(s) {
-    if (this.whole) return true;
-    const at = s - this.from;
-    if (Math.abs(at) < 0.2) return true;
-    const { buffered } = this.video;
-    return Array.from({ length: buffered.length }, (_, i) => i).some((i) => buffered.start(i) <= at && at <= buffered.end(i));
-  }
-
-  /** Have the film sent: whole, or from a second on while it is being remade. */
-  #load(s) {
-    this.whole = this.facts.ready !== false;
-    this.from = this.whole ? 0 : Math.round(10 * Math.max(Math.min(s, this.duration - 0.5), 0)) / 10;
-    if (!this.whole) {
-      this.target = { s: this.from, play: this.target?.play || !this.video.paused };
-      this.#say(`The browser does not play this file, so it is remade from ${clock(this.from)} on.`, false);
-      this.remaking = true;
-    }
-    this.video.src = api.media(this.hit.video, this.from);
-  }
-
-  /** What was said of the remaking is over when it plays. */
-  #remade() {
-    if (this.remaking) this.#say("");
-    this.remaking = false;
-  }
-
-  /** The server may be at others: then this waits until the whole is made. */
-  #failed() {
-    if (!this.video.getAttribute("src")) return;
-    if (this.whole || this.facts?.ready !== false) {
-      if (this.said.hidden || this.remaking) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
-      return;
-    }
-    this.target ??= { s: this.from, play: true };
-    this.late = true;
-    this.#say(`The browser does not play this file, so it is being remade. It opens at ${clock(this.target.s)} when it is ready.`, false);
-  }
-
-  /** Ask until the whole is made: from then on every second of it can be had. */
-  async #follow(video) {
-    while (this.hit?.video === video && this.facts?.ready === false) {
-      await new Promise((done) => setTimeout(done, READY_MS));
-      const facts = await api.video(video);
-      if (this.hit?.video !== video) return;
-      this.facts = facts;
-    }
-    if (!this.late) return;
-    this.late = false;
-    this.#say("");
-    this.#load(0);
+    this.feed.seek(s, play);
   }
 
   get duration() {
@@ -142,10 +70,7 @@ export class Player {
       else if (facts.playable === "no") this.#say(facts.why ?? "This file cannot be played here.");
       else if (facts.state === "changed") this.#say("This file has changed since it was indexed; the moment may have moved. “Index now” reads it again.", false);
       this.#describe();
-      if (facts.ready !== false || facts.playable === "no") return this.#reach();
-      this.whole = false;
-      this.#reach();
-      await this.#follow(hit.video);
+      await this.feed.know(facts.playable === "no" ? { ...facts, ready: true } : facts);
     } catch (error) {
       this.#say(error.message);
     }
@@ -187,19 +112,20 @@ export class Player {
 
   #listen() {
     const v = this.video;
-    v.addEventListener("loadedmetadata", () => this.#reach());
     v.addEventListener("click", () => this.#playPause());
     v.addEventListener("timeupdate", () => this.#tick());
     v.addEventListener("seeked", () => this.#tick());
     for (const name of ["play", "pause"]) v.addEventListener(name, () => this.#playing());
     v.addEventListener("waiting", () => this.stage.classList.add("waiting"));
     for (const name of ["playing", "canplay", "error"]) v.addEventListener(name, () => this.stage.classList.remove("waiting"));
-    v.addEventListener("canplay", () => this.#remade());
     v.addEventListener("volumechange", () => {
       this.mute.replaceChildren(icon(v.muted ? "silent" : "sound"));
       this.mute.setAttribute("aria-label", v.muted ? "Sound on" : "Mute");
     });
-    v.addEventListener("error", () => this.#failed());
+    v.addEventListener("error", () => {
+      if (!v.getAttribute("src") || this.feed.waits()) return;
+      if (this.said.hidden || this.said.classList.contains("beside")) this.#say(this.facts?.why ?? "This video cannot be played: the browser cannot read what the server sends.");
+    });
     let held = false;
     const go = (e) => {
       const box = this.track.getBoundingClientRect();
@@ -264,7 +190,7 @@ export class Player {
 
   /** The moment that plays now, else the best one. */
   #now() {
-    const now = this.second;
+    const now = this.feed.second;
     const moments = this.#moments();
     const playing = moments.find((m) => m.start_s <= now && now < m.end_s) ?? moments[0];
     return playing && { ...this.hit, start_s: playing.start_s, end_s: playing.end_s };
@@ -295,17 +221,17 @@ export class Player {
     const { hit } = this;
     const kept = this.acts.collected(hit);
     const collect = h("button", { type: "button", id: "collect", class: kept ? "button kept" : "button", "aria-pressed": String(kept), onclick: () => (this.acts.collect(hit), this.#describe()) }, icon(kept ? "check" : "plus"), kept ? "Collected" : "Collect");
-    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.second }) }, icon("like"), "More like this");
+    const like = h("button", { type: "button", class: "button", onclick: () => this.acts.like({ ...hit, matched: null, at_s: this.feed.second }) }, icon("like"), "More like this");
     const link = iconButton("link", "Copy a link to this second", () => this.#copy());
     return h("div", { class: "actions" }, collect, like, link);
   }
 
   async #copy() {
     const address = new URL(location.href);
-    address.searchParams.set("t", this.second.toFixed(2));
+    address.searchParams.set("t", this.feed.second.toFixed(2));
     try {
       await navigator.clipboard.writeText(address.href);
-      toast(`Copied: the link opens at ${clock(this.second)}`);
+      toast(`Copied: the link opens at ${clock(this.feed.second)}`);
     } catch {
       toast("The browser does not allow copying here; the address bar holds the link.", null, true);
     }
@@ -343,7 +269,7 @@ export class Player {
   }
 
   #tick() {
-    const now = this.second;
+    const now = this.feed.second;
     const { duration } = this;
     this.time.textContent = `${clock(now, true)} / ${clock(duration)}`;
     if (!this.needle || !duration) return;
@@ -377,7 +303,7 @@ export class Player {
     const sliding = e.target === this.track; // where up and down move along, as in every slider
     const said = KINDS.find((k) => k.key === e.key);
     const moments = this.#moments().map((m) => m.start_s).sort((a, b) => a - b);
-    const now = this.second;
+    const now = this.feed.second;
     if (e.key === " " || e.key === "k") {
       if (e.key === " " && pressed) return;
       this.#playPause();
@@ -400,10 +326,9 @@ export class Player {
 
   #closed() {
     this.video.pause();
-    this.video.removeAttribute("src");
-    this.video.load();
+    this.feed.close();
     this.stage.classList.remove("waiting");
-    this.hit = this.facts = this.target = null;
+    this.hit = this.facts = null;
     this.acts.closed();
   }
 }
