@@ -58,21 +58,27 @@ class Archive:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._lock = threading.Lock()
-        self._looked = 0.0
+        self._looked = self._written = 0.0
         self._stamps: OrderedDict[str, Stamp] = OrderedDict()
         self._snapshot = self._read(index.version(), index)
 
     def now(self) -> Snapshot:
         """The index as it is; another process may have written. Call in a thread: it reads the disk."""
-        if time.monotonic() - self._looked > FRESH_S and self._lock.acquire(blocking=False):
+        overdue = self._looked <= self._written
+        if (overdue or time.monotonic() - self._looked > FRESH_S) and self._lock.acquire(blocking=overdue):
             try:
+                began = time.monotonic()
                 version = self.index.version()
                 if version != self._snapshot.version:
                     self._snapshot = self._read(version, self.index)
-                self._looked = time.monotonic()
+                self._looked = began
             finally:
                 self._lock.release()
         return self._snapshot
+
+    def written(self) -> None:
+        """The index was written to: what was read of it before no longer holds, however new it is."""
+        self._written = time.monotonic()
 
     def renew(self, index: Index) -> None:
         """Another index has taken the place of this one."""

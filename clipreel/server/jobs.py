@@ -93,6 +93,7 @@ class Jobs:
                     setattr(job, name, last.get(name, getattr(job, name)))
                 self._tell(job)
             code = await self.process.wait()
+            self.changed()  # before anybody can see that it is done
             if job.state == "running":
                 job.state = "done" if last.get("finished") else "failed"
                 job.message = said(last, code)

@@ -96,7 +96,7 @@ class Services:
             events=events,
             cutting=Cutting(archive, media, settings),
             variants=variants,
-            jobs=Jobs(place, device, events, settings),
+            jobs=Jobs(place, device, events, settings, lambda: found.written()),
             desk=desk,
             reranking=reranking,
             answering=answering,
@@ -122,6 +122,12 @@ class Services:
             await self.asked.keep()
             with contextlib.suppress(ClipreelError):  # the disk of the index may come back
                 await run_in_threadpool(self.archive.now)
+
+    def written(self) -> None:
+        """A job has written to the index: who hears that it is done finds what it did."""
+        self.archive.written()
+        for answers in self.answering:
+            answers.asker.written()
 
     def renew(self) -> None:
         """Search with the models that `variants` has now; call while no search is answered."""

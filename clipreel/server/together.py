@@ -147,17 +147,18 @@ class KeptView(View):
         self.searcher = self.holding = Holding(index, self.model, exact)
         self.ready: dict[bytes, Vector] = {}
         self.busy = False
-        self._looked = 0.0
+        self._looked = self.written = 0.0
 
     def refresh(self) -> None:
         """Not in the middle of a batch, whose requests all see one state of the index."""
-        if self.busy or time.monotonic() - self._looked < FRESH_S:
+        began = time.monotonic()
+        if self.busy or (began - self._looked < FRESH_S and self._looked > self.written):
             return
         self.holding.look()
         super().refresh()
         if not isinstance(self.catalog, KeptCatalog):
             self.catalog = KeptCatalog(self.catalog)
-        self._looked = time.monotonic()
+        self._looked = began
 
     def prepare(self, vectors: Sequence[Vector]) -> None:
         """Make the scores of unit vectors, each (E,), together."""
@@ -202,6 +203,11 @@ class Together(Asker):
         """Search the vectors that another asker has in memory, which may be at work in its own thread."""
         for name, view in self.kept.items():
             view.holding.lender = other.kept[name].holding
+
+    def written(self) -> None:
+        """The indices were written to: the next request sees it, however soon it comes. Any thread may call this."""
+        for view in self.kept.values():
+            view.written = time.monotonic()
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """An answer for each request, or the error that it deserves."""
