@@ -86,8 +86,14 @@ def tune(
             print(f"on {general}: {gained(tuned.general)}")
         print(f"adapter {shown(str(tuned.adapter))} ({tuned.facts['adapter_bytes'] / 1e6:.2f} MB)   report {report}")
         frames = "" if tuned.after.model.head is None else " --frames"
-        print(f"use it: clipreel index FOLDER --model {found.model} --adapter {shown(str(tuned.adapter))}{frames}")
+        print(f"{usage(found.model, shown(str(tuned.adapter)), c.helped)}{frames}")
         if frames:
             print(f"        clipreel search TEXT --rerank {shown(str(tuned.adapter))}")
     skipped(tuned.skipped)
     return 1 if tuned.skipped else 0
+
+
+def usage(model: str, adapter: str, helped: bool | None) -> str:
+    """The command that takes an adapter, with what one that does not help needs besides."""
+    command = f"clipreel index FOLDER --model {model} --adapter {adapter}"
+    return f"use it all the same: {command} --unhelpful" if helped is False else f"use it: {command}"

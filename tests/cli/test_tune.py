@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import clipreel
 from clipreel.adapter import read_config, write_config
 from clipreel.cli import main
+from clipreel.cli.tune import usage
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
@@ -80,6 +81,11 @@ def test_an_adapter_and_a_report_that_says_what_changed(lora: Path) -> None:
         assert part in page
     assert (lora / "config.yaml").is_file()
     assert (lora / "run" / "log.jsonl").is_file()
+
+
+def test_the_command_that_is_told_is_taken() -> None:
+    assert usage("tiny", "tuned/a", None) == "use it: clipreel index FOLDER --model tiny --adapter tuned/a"
+    assert usage("tiny", "tuned/a", False).endswith(" --adapter tuned/a --unhelpful")  # else it is refused
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same(lora: Path, films: Path, cache: Path) -> None:
