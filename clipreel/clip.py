@@ -76,6 +76,15 @@ def project(x_BTLP: Tensor, weight: Tensor, frame_mask: Tensor | None) -> Tensor
     return torch.stack([F.linear(x[:, i : i + T], weight[:, :, i].flatten(1)) for i in range(span)]).sum(0)
 
 
+def drawn(*shape: int, std: float) -> nn.Parameter:
+    return nn.Parameter(draw(torch.empty(shape), std))
+
+
+def draw(x: Tensor, std: float) -> Tensor:
+    """`x` with normal numbers; not on the meta device, where torch would load its compiler for them: a second."""
+    return x if x.is_meta else nn.init.normal_(x, std=std)
+
+
 class VideoTower(Tower):
     name = "vision"
 
@@ -83,10 +92,10 @@ class VideoTower(Tower):
         super().__init__(c.vision, c.activation)
         self.grid, d = c.image_size // c.patch, c.vision.width
         self.patch = nn.Conv2d(3, d, c.patch, c.patch, bias=False)
-        self.cls = nn.Parameter(torch.randn(d) * d**-0.5)
-        self.pos = nn.Parameter(torch.randn(1 + self.grid * self.grid, d) * d**-0.5)
+        self.cls = drawn(d, std=d**-0.5)
+        self.pos = drawn(1 + self.grid * self.grid, d, std=d**-0.5)
         self.ln_pre, self.ln_post = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
+        self.head = drawn(d, c.embed, std=d**-0.5)
 
     def embed(self, frames_BTCHW: Tensor, tuner: Tuner, frame_mask: Tensor | None = None) -> tuple[Tensor, Layout]:
         """Pixels -> tokens before `ln_pre`, [CLS, patches row by row] for every frame."""
@@ -123,17 +132,17 @@ class TextTower(Tower):
     def __init__(self, c: ClipConfig) -> None:
         super().__init__(c.text, c.activation)
         d = c.text.width
-        self.tokens = nn.Parameter(torch.randn(c.vocab, d) * 0.02)
-        self.pos = nn.Parameter(torch.randn(c.context, d) * 0.01)
+        self.tokens = drawn(c.vocab, d, std=0.02)
+        self.pos = drawn(c.context, d, std=0.01)
         self.ln_final = nn.LayerNorm(d)
-        self.head = nn.Parameter(torch.randn(d, c.embed) * d**-0.5)
+        self.head = drawn(d, c.embed, std=d**-0.5)
         self.eos_id = c.eos_id
         # the initialisation of CLIP's text tower (specification core 1.5); the vision tower keeps torch's own
         deep = d**-0.5 * (2 * c.text.layers) ** -0.5
         stds = {"qkv.weight": d**-0.5, "out.weight": deep, "fc.weight": (2 * d) ** -0.5, "proj.weight": deep}
         for block in self.blocks:
             for name, std in stds.items():
-                nn.init.normal_(block.get_parameter(name), std=std)
+                draw(block.get_parameter(name), std)
 
     def ends(self, ids_NL: Tensor) -> Tensor:
         """The slot of each text's end token (N,)."""

@@ -115,3 +115,10 @@ def test_light_start(code: str) -> None:
     report = f"{code}; import sys; print('LOADED', *[m for m in {HEAVY!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "LOADED"
+
+
+def test_a_model_is_loaded_without_torchs_compiler() -> None:
+    code = "from clipreel.adapter import load; load('shapes-tiny', device='cpu')"
+    report = f"import sys; {code}; print('torch._dynamo' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"

@@ -109,6 +109,7 @@ def serve(
         "server_header": False,
         "limit_concurrency": CONNECTIONS,
     }
+    sys.setswitchinterval(0.0005)  # so that a search at work does not hold up who only comes to ask
     made = uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config)
     logging.getLogger("uvicorn.access").addFilter(WithoutToken())  # after the config, which sets loggers up
     uvicorn.Server(made).run(sockets=[listening])
