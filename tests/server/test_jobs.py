@@ -17,6 +17,8 @@ from clipreel.search.answer import Answer, Request
 from clipreel.search.bank import Bank, absent
 from clipreel.search.calibration import calibrate
 from clipreel.search.index import Index
+from clipreel.search.indexer import update
+from clipreel.search.tags import Tag, store
 from clipreel.server.archive import Archive
 from clipreel.server.sole import claimed
 from clipreel.server.together import Together
@@ -71,6 +73,29 @@ def test_what_a_job_wrote_is_seen_however_soon_it_is_asked_for(own_archive: tupl
     archive.written()
     asker.written()
     assert found() == (before - {"a.mp4"}, before - {"a.mp4"})
+
+
+@pytest.mark.parametrize("route", ["videos", "skipped", "tags", "status"])
+def test_every_list_shows_what_a_job_wrote_at_once(
+    serve: Serve, own_archive: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    monkeypatch.setattr("clipreel.server.services.TICK_S", 1000.0)  # nothing but the request itself looks at the index
+    videos, place = own_archive
+    client = serve(place)
+    services(client).written()
+    before = client.get(f"{API}/{route}").json()
+    (videos / "a.mp4").write_bytes(b"not a film any more")
+    update(Index(place), model(), [str(videos)], workers=1)
+    store(Index(place), [Tag(str(videos / "b.mkv"), "video", 0.0, 1.0, "red", 0.9)])
+    services(client).written()
+    after = client.get(f"{API}/{route}").json()
+    if route == "tags":
+        assert (before["tags"], after["tags"]) == ([], [{"name": "red", "count": 1}])
+    elif route == "skipped":
+        assert after["total"] == before["total"] + 1
+        assert "a.mp4" in {f["name"] for f in after["files"]} - {f["name"] for f in before["files"]}
+    else:
+        assert [v if route == "status" else len(v) for v in (before["videos"], after["videos"])] == [3, 2]
 
 
 def test_events_tell_how_a_job_goes(

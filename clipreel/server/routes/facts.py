@@ -59,7 +59,8 @@ async def status(its: Its) -> dict[str, Any]:
 @router.get("/tags")
 async def tags(its: Its) -> dict[str, Any]:
     """The tags of the videos, with in how many each is seen."""
-    return {"version": VERSION, "tags": [{"name": n, "count": c} for n, c in its.archive.last.tags]}
+    now = await run_in_threadpool(its.archive.now)
+    return {"version": VERSION, "tags": [{"name": n, "count": c} for n, c in now.tags]}
 
 
 @router.get("/health")

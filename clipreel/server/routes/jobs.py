@@ -6,6 +6,7 @@ import os
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from clipreel.search.catalog import label
@@ -51,7 +52,7 @@ async def events(its: Its) -> StreamingResponse:
 @router.get("/skipped")
 async def skipped(its: Its, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 1000) -> dict[str, Any]:
     """Files that could not be indexed, why, and what to do about it; `total` of them, `limit` from `offset` on."""
-    now = its.archive.last
+    now = await run_in_threadpool(its.archive.now)
     roots = now.facts.get("roots", [])
     rows = [
         {

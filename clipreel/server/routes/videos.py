@@ -39,7 +39,7 @@ async def videos(
     its: Its, offset: Offset = 0, k: Count = 50, folder: Annotated[str | None, Query(max_length=1000)] = None
 ) -> dict[str, Any]:
     """The videos of the index, in order of their place on disk."""
-    now = its.archive.last
+    now = await run_in_threadpool(its.archive.now)
     ids = now.in_folder(folder)
     page = [facts_of(now.files[i], now) for i in ids[offset : offset + k]]
     return {"version": VERSION, "total": len(ids), "offset": offset, "videos": page}
