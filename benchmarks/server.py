@@ -1,8 +1,9 @@
 """The server under load: an index of many segments, many clients at once, memory over many requests, time to answer.
 
 `python benchmarks/server.py [--segments 200000] [--clients 50] [--requests 10000]` -> results/server.json. The server
-is a process of its own, started by `clipreel serve`; clients are tasks of this one, so both share the machine. Every
-query is another text. Clients that type ask about once a second each, the others at once when they have an answer: as
+is a process of its own, started by `clipreel serve`; clients are tasks of this one, so both share the machine: they
+write to their sockets themselves, as an HTTP library would take a third of it. Every query is another text. Clients
+that type ask about once a second each, the others at once when they have an answer: as
 much as the server can do. Vectors are random units as wide as the model's; --model takes any source.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import random
 import signal
@@ -20,8 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import pyarrow as pa
 from machine import describe, save
@@ -87,18 +89,47 @@ def started(place: str, model: str, cache: str) -> tuple[subprocess.Popen[str], 
     return process, next(word for word in line.split() if word.startswith("http"))
 
 
-async def first_answer(client: httpx.AsyncClient) -> None:
+class Client:
+    """One connection, which is kept."""
+
+    def __init__(self, address: str) -> None:
+        self.host = urlsplit(address).netloc
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def search(self, text: str) -> tuple[int, bytes]:
+        """Status and body. Raises OSError or IncompleteReadError where the server goes away."""
+        if self.streams is None:
+            host, port = self.host.rsplit(":", 1)
+            self.streams = await asyncio.open_connection(host, int(port))
+        reader, writer = self.streams
+        body = json.dumps({"text": text, "k": 24}).encode()
+        head = f"POST /api/v1/search HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
+        return int(status.split()[1]), await reader.readexactly(length)
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+async def first_answer(address: str) -> None:
+    client = Client(address)
     while True:
         try:
-            (await client.get("/api/v1/search", params={"q": "a red circle"})).raise_for_status()
-            return
-        except httpx.TransportError:
+            status, body = await client.search("a red circle")
+        except (OSError, EOFError):
+            client.close()
             await asyncio.sleep(0.02)
+            continue
+        client.close()
+        assert status == 200, body
+        return
 
 
-async def asked(
-    client: httpx.AsyncClient, clients: int, requests: int, queries: Any, pause_s: float = 0.0
-) -> dict[str, Any]:
+async def asked(address: str, clients: int, requests: int, queries: Any, pause_s: float = 0.0) -> dict[str, Any]:
     """Milliseconds and errors of `requests` by `clients`, each of which waits `pause_s` on average before it asks."""
     ms: list[float] = []
     errors: list[str] = []
@@ -106,16 +137,21 @@ async def asked(
     pause = random.Random(0)
 
     async def one() -> None:
+        client = Client(address)
         for _ in left:
             await asyncio.sleep(pause.uniform(0, 2 * pause_s))
             began = time.perf_counter()
             try:
-                answer = await client.post("/api/v1/search", json={"text": next(queries), "k": 24})
-                if answer.status_code != 200 or len(answer.json()["hits"]) != 24:
-                    errors.append(f"{answer.status_code} {answer.text[:80]}")
-            except httpx.HTTPError as e:
+                status, body = await client.search(next(queries))
+                took = time.perf_counter() - began
+                if status != 200 or len(json.loads(body)["hits"]) != 24:
+                    errors.append(f"{status} {body[:80]!r}")
+            except (OSError, EOFError) as e:
+                took = time.perf_counter() - began
                 errors.append(type(e).__name__)
-            ms.append((time.perf_counter() - began) * 1000)
+                client.close()
+            ms.append(took * 1000)
+        client.close()
 
     began = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
@@ -140,17 +176,15 @@ async def measured(place: str, model: str, clients: int, requests: int, cache: s
     began = time.perf_counter()
     process, address = started(place, model, cache)
     queries = itertools.cycle(texts())
-    limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
     try:
-        async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
-            await first_answer(client)
-            start_s = round(time.perf_counter() - began, 2)
-            alone = await asked(client, 1, min(50, requests), queries)
-            await asked(client, clients, min(500, requests), queries)  # warm: pools, allocator
-            typing = await asked(client, clients, max(1, requests // 5), queries, TYPING_S)
-            before = memory_mb(process.pid)
-            load = await asked(client, clients, requests, queries)
-            after = memory_mb(process.pid)
+        await first_answer(address)
+        start_s = round(time.perf_counter() - began, 2)
+        alone = await asked(address, 1, min(50, requests), queries)
+        await asked(address, clients, min(500, requests), queries)  # warm: pools, allocator
+        typing = await asked(address, clients, max(1, requests // 5), queries, TYPING_S)
+        before = memory_mb(process.pid)
+        load = await asked(address, clients, requests, queries)
+        after = memory_mb(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -27,6 +27,7 @@ from clipreel.server.pictures import Pictures
 from clipreel.server.rerankers import Rerankers
 from clipreel.server.sandbox import Decoders
 from clipreel.server.settings import Settings
+from clipreel.server.settling import Settling
 from clipreel.server.together import Together
 from clipreel.server.uploads import Uploads
 from clipreel.server.variants import Variants
@@ -116,12 +117,15 @@ class Services:
 
     async def _tick(self) -> None:
         """What has to happen also when nobody asks."""
+        settling = Settling()
         while True:
             await asyncio.sleep(TICK_S)
             self.uploads.expire()
             await self.asked.keep()
             with contextlib.suppress(ClipreelError):  # the disk of the index may come back
                 await run_in_threadpool(self.archive.now)
+            held = [self.archive.last, *(view.read for a in self.answering for view in a.asker.kept.values())]
+            await run_in_threadpool(settling.look, held)
 
     def written(self) -> None:
         """A job has written to the index: who hears that it is done finds what it did."""

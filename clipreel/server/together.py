@@ -149,6 +149,11 @@ class KeptView(View):
         self.busy = False
         self._looked = self.written = 0.0
 
+    @property
+    def read(self) -> object:
+        """What was read of the index: the same as long as the index is."""
+        return self._seen
+
     def refresh(self) -> None:
         """Not in the middle of a batch, whose requests all see one state of the index."""
         began = time.monotonic()
