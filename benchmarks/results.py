@@ -1,8 +1,8 @@
 """Writes docs/results.md from the JSON files that hold every figure. Usage: python benchmarks/results.py
 
 Read are benchmarks/results/*.json (a table for all rows of equal columns), benchmarks/results/reproduced/*.json
-(result.json of `clipreel reproduce`), table.json beside the configs of each study (of `clipreel compare`) and the
-built-in model's card.
+(result.json of `clipreel reproduce`), table.json beside the configs of each study (of `clipreel compare`), the tables
+in benchmarks/studies as their commands wrote them, and the built-in model's card.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ STUDIES = {  # folder of the configs: what it is, with what is asked for besides
     "ablation/mv_adapter": ("MV-Adapter's parts on the shapes world", "--seeds 3"),
     "sweep/mv_adapter": ("MV-Adapter's learning rates on the shapes world", "--seeds 1"),
 }
+VIP = "python -m clipreel.training.vip_studies"
+MINIATURES = {  # folder of benchmarks/studies with the table.json and table.md of a command: what it is, the command
+    "clip_vip_proxies": ("CLIP-ViP: proxies against mean pooling and full attention", f"{VIP} proxies"),
+    "clip_vip_losses": ("CLIP-ViP: combinations of losses", f"{VIP} losses --captions captions.jsonl"),
+    "clip_vip_scale": ("CLIP-ViP: length of post-pretraining on two sizes of corpus", f"{VIP} scale"),
+    "clip_vip_gap": ("CLIP-ViP: the gap between corpora", f"{VIP} gap --captions captions.jsonl"),
+    "alpro": ("ALPRO: losses, prompts, entities, frames, questions", "python -m clipreel.training.alpro_study"),
+}
+STUDIED = ROOT / "benchmarks" / "studies"
 CARD = ROOT / "clipreel" / "models" / "shapes-tiny" / "measured.json"
 PAGE = ROOT / "docs" / "results.md"
 TOP = """# Results
@@ -51,6 +60,11 @@ def page() -> str:
         if table.is_file():
             parts += [f"## {title}\n\n{source(table)}; `clipreel compare configs/{folder}/*.yaml {asked}`.\n"]
             parts += [f"{markdown(Study.from_dict(read(table)))}\n"]
+    for folder, (title, command) in MINIATURES.items():
+        table = STUDIED / folder / "table.json"
+        if table.is_file():
+            text = table.with_suffix(".md").read_text("utf-8").replace("\n## ", "\n### ")
+            parts += [f"## {title}\n\n{source(table)}; `{command} --out FOLDER --seeds 3`.\n", text]
     parts += [section("shapes-tiny", CARD)]
     parts += [section(file.stem, file) for file in sorted(RESULTS.glob("*.json"))]
     return "\n".join(parts)

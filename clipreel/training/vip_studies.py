@@ -270,7 +270,8 @@ def run_gap(out: Path, seeds: int, captions: str, base: Retriever) -> None:
 
     panels = gaps({name: read_corpus(source) for name, source in sources.items()}, encode, seeds=seeds)
     rows = [p.gap for p in panels]
-    save(out, {"sources": sources, "seeds": seeds, "gaps": [g.to_dict() for g in rows]}, gap_table(rows))
+    told = {**sources, "generated captions": generated if captions == SHAPES else Path(captions).name}
+    save(out, {"sources": told, "seeds": seeds, "gaps": [g.to_dict() for g in rows]}, gap_table(rows))
     draw(panels, out / "clusters.png")
 
 
@@ -322,7 +323,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [
         {"row": row, "steps": at} | {m: asdict(s) for m, s in spread.items()} for (row, at), spread in found.items()
     ]
-    facts = {"study": args.study, "seeds": args.seeds, "captions": args.captions, "lengths": asdict(lengths)}
+    captions = Path(args.captions).name
+    facts = {"study": args.study, "seeds": args.seeds, "captions": captions, "lengths": asdict(lengths)}
     save(args.out, facts | {"rows": rows}, table(found, "loss" if args.study == "losses" else "corpus"))
     if args.study == "scale":
         curve(found, args.out / "curve.png")
