@@ -69,3 +69,19 @@ def test_answers_become_pairs(index: str, tmp_path: Path, capsys: pytest.Capture
     assert "1 wrong answers stay here: no right one of their queries" in capsys.readouterr().out
     assert main(["pairs", "add", QUERY, "--hit", f"{first}@1-..", *at]) == 2
     assert main(["pairs", "add", QUERY, *at]) == 2
+
+
+def test_answers_in_videos_that_are_gone_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    films, at, out = tmp_path / "films", ["--index", str(tmp_path / "index")], tmp_path / "mine.jsonl"
+    first, second = (str(s.video) for s in ShapesWorld().write_videos(films, "test", count=2))
+    assert main(["index", str(films), "--model", "shapes-tiny", *at]) == 0
+    assert main(["pairs", "add", QUERY, "--hit", first, "--miss", second, *at]) == 0
+    Path(second).unlink()
+    assert main(["index", str(films), *at]) == 0
+    assert main(["pairs", "write", str(out), *at]) == 0
+    assert "1 answers stay here: their videos are no longer in the index" in capsys.readouterr().out
+    assert "not" not in json.loads(out.read_text())
+    Path(first).unlink()
+    main(["index", str(films), *at])
+    assert main(["pairs", "write", str(out), *at]) == 2
+    assert "no right answer in a video of the index is remembered" in capsys.readouterr().err
