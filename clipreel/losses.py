@@ -47,6 +47,18 @@ def paired(logits_NN: Tensor, groups_N: Tensor | None = None) -> Tensor:
     return (F.cross_entropy(logits_NN, share) + F.cross_entropy(logits_NN.T, share)) / 2
 
 
+def missed(logits_WN: Tensor, wrong_W: Tensor) -> Tensor:
+    """What one more candidate that is known to be wrong, for W of the N texts, adds to `paired` of all N.
+
+    With logits z_ij of text i to the videos j and w_i to its wrong one, log(sum_j e^z_ij + e^w_i) takes the place of
+    log sum_j e^z_ij from text to video: sum_i log(1 + e^(w_i - log sum_j e^z_ij)) / 2N. No other text meets w_i.
+
+    >>> round(6 * missed(torch.zeros(1, 3), torch.zeros(1)).item(), 4)  # log(4 / 3)
+    0.2877
+    """
+    return F.softplus(wrong_W - logits_WN.logsumexp(1)).sum() / (2 * logits_WN.shape[1])
+
+
 def pairs(x_NE: Tensor, y_NE: Tensor, scale: Scale, groups_N: Tensor | None = None) -> Tensor:
     """CE(Z) + CE(Z') of Z = scale * x y', the sum of both directions and so twice `paired`: P(X, Y)."""
     return 2 * paired(scale * x_NE @ y_NE.T, groups_N)
@@ -131,6 +143,7 @@ TWO: Mapping[str, Callable[[Tensor, Tensor, Scale], Tensor]] = {
     "hard_negatives": lambda v, t, scale: hard_negatives(v, t),
     "triplet": lambda v, t, scale: triplet(v, t),
 }
+MISSED: Mapping[str, float] = {"contrastive": 1.0, "v-s": 2.0}  # of those, what `missed` is an exact part of
 # of videos, their subtitles, single frames and captions of these; "a+b" adds two of them up
 FOUR: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Scale], Tensor]] = {
     "v-s": lambda v, s, f, c, scale: pairs(v, s, scale),
@@ -159,6 +172,16 @@ def two_named(name: str) -> str:
     if found not in TWO:
         raise ClipreelError(f"loss {name!r}: allowed are {', '.join(TWO)}")
     return found
+
+
+def missed_in(loss: str) -> float:
+    """How often `missed` counts in a loss of `TWO`; ClipreelError for one that has no place for it."""
+    if (name := two_named(loss)) not in MISSED:
+        raise ClipreelError(
+            f"loss {name!r} has no place for answers that were judged wrong: take {' or '.join(MISSED)}, or leave the "
+            "field 'not' out of the pairs"
+        )
+    return MISSED[name]
 
 
 def four_named(name: str) -> tuple[str, ...]:

@@ -266,7 +266,10 @@ def remove_pairs(ids: tuple[str, ...], /, *, index: str | None = None) -> int:
 
 @pairs.command
 def write(out: Path, /, *, index: str | None = None) -> int:
-    """Write right answers, those of the page too, as an annotation file for `clipreel tune`. Wrong ones stay.
+    """Write right answers, with the wrong ones of the same query, as an annotation file for `clipreel tune`.
+
+    Those of the page are among them. What teaches nothing stays: wrong answers of a query that has no right one, and
+    answers in videos that are gone.
 
     Args:
         out: The file to write (.jsonl).
@@ -276,12 +279,19 @@ def write(out: Path, /, *, index: str | None = None) -> int:
     from clipreel.search.judged import judged
     from clipreel.search.judged import pairs as made
 
-    remembered = judged(opened(index))
-    rows = made(remembered)
+    store = opened(index)
+    remembered, there = judged(store), {f.path for f in store.visible()}
+    kept = [j for j in remembered if j.path in there]
+    rows = made(kept)
     if not rows:
-        raise ClipreelError("no right answer is remembered; see clipreel pairs add --help")
+        raise ClipreelError("no right answer in a video of the index is remembered; see clipreel pairs add --help")
     whole(out, "".join(dump(row) + "\n" for row in rows).encode())
-    wrong = sum(not j.right for j in remembered)
-    print(f"{len(rows)} pairs in {shown(str(out))}; {wrong} wrong answers stay here: tune learns from right ones")
+    right = {j.query for j in kept if j.right}
+    wrong, alone = (sum(not j.right and (j.query in right) == taken for j in kept) for taken in (True, False))
+    print(f"{len(rows)} pairs in {shown(str(out))}, {wrong} wrong answers beside them")
+    if alone:
+        print(f"{alone} wrong answers stay here: no right one of their queries is known to learn them against")
+    if len(kept) < len(remembered):
+        print(f"{len(remembered) - len(kept)} answers stay here: their videos are no longer in the index")
     print(f"go on: clipreel tune {shown(str(out))}")
     return 0

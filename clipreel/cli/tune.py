@@ -51,7 +51,7 @@ def tune(
     from dataclasses import replace
 
     from clipreel.cli.search import load_model
-    from clipreel.cli.tune_page import SAID, gained, page
+    from clipreel.cli.tune_page import SAID, gained, page, said_of_misses
     from clipreel.training.distributed import joined
     from clipreel.training.tuning import read_config
     from clipreel.training.tuning import tune as run
@@ -75,13 +75,16 @@ def tune(
     c = tuned.compared
     if json:
         facts = {"adapter": str(tuned.adapter), "report": str(report), "costs": tuned.facts}
-        print(js.dumps({**facts, "compared": c.to_dict(), "last": tuned.last.to_dict()}, default=str))
+        more = {"misses": tuned.misses} if tuned.misses else {}
+        print(js.dumps({**facts, "compared": c.to_dict(), "last": tuned.last.to_dict(), **more}, default=str))
     else:
         for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
             for measure, gain in c.gains[way].items():
                 before, after = (c.intervals[f"{when} {way}"][measure] for when in ("before", "after"))
                 print(f"{name} {measure:5}{before.value:6.1f} -> {after.value:5.1f}   gain {gain}")
         print(f"{SAID[c.helped]} {gained(c)}")
+        if tuned.misses:
+            print(said_of_misses(tuned.misses))
         if tuned.general is not None:
             print(f"on {general}: {gained(tuned.general)}")
         print(f"adapter {shown(str(tuned.adapter))} ({tuned.facts['adapter_bytes'] / 1e6:.2f} MB)   report {report}")

@@ -24,8 +24,9 @@ SAID = {
 def page(tuned: Tuned, out: Path) -> Path:
     """Write `out`/report.html."""
     c = tuned.compared
+    said = f"{SAID[c.helped]} {gained(c)}" + (f" {said_of_misses(tuned.misses)}" if tuned.misses else "")
     sections = [
-        Section("Numbers", f"{SAID[c.helped]} {gained(c)}", intervals(c) + gallery.small(protocol(c.after))),
+        Section("Numbers", said, intervals(c) + gallery.small(protocol(c.after))),
         *examples(tuned, out),
         *([drawn] if (drawn := attention(tuned.after.model, tuned.pairs.held_out)) else []),
         Section("How", "", costs(tuned)),
@@ -48,6 +49,15 @@ def named(tuned: Tuned) -> str:
 
 def gained(c: Compared) -> str:
     return f"The mean of the six recalls changed by {c.overall} points (95 % of resampled videos)."
+
+
+def said_of_misses(found: dict[str, int]) -> str:
+    """How many moments that were judged wrong took part, and where those stand that did not."""
+    said = f"Answers marked wrong: {found['trained']} of {found['marked']} were trained on"
+    if not found["held_out"]:
+        return f"{said}; none has its query and its video among the held-out ones, so none was measured."
+    ranked = f"{found['before']} ranked below the right one before and {found['after']} after"
+    return f"{said}; of {found['held_out']} held-out ones, {ranked}."
 
 
 def intervals(c: Compared) -> str:

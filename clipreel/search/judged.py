@@ -1,4 +1,4 @@
-"""What people said of answers: this moment is right for the query, that one is not. Right ones train the next adapter.
+"""What people said of answers: this moment is right for the query, that one is not. Both train the next adapter.
 
 Kept beside the index (`PLACE.pairs.jsonl`, see lines.py), in an object store in its facts: the archive's own test and
 training set grows where it is used.
@@ -170,9 +170,21 @@ def _row(row: Any, where: str, query: str) -> Judged:
 
 
 def pairs(rows: Iterable[Judged]) -> list[dict[str, Any]]:
-    """Right answers as rows of an annotation file for `clipreel tune`: video, start, end, captions."""
-    parts: dict[tuple[str, float, float], list[str]] = {}
-    for row in rows:
-        if row.right:
-            parts.setdefault((row.path, row.start_s, row.end_s), []).append(row.query)
-    return [{"video": path, "start": start, "end": end, "captions": said} for (path, start, end), said in parts.items()]
+    """Right answers as rows of an annotation file for `clipreel tune`: video, start, end, captions.
+
+    A query with wrong answers has rows of its own, whose `not` lists them; without a right one it is left out. The last
+    word about a moment counts.
+    """
+    said = {(row.query, row.path, row.start_s, row.end_s): row.right for row in rows}
+    wrong: dict[str, list[dict[str, Any]]] = {}
+    parts: dict[tuple[str, float, float, str | None], list[str]] = {}
+    for (query, path, start, end), right in said.items():
+        if not right:
+            wrong.setdefault(query, []).append({"video": path, "start": start, "end": end})
+    for (query, path, start, end), right in said.items():
+        if right:
+            parts.setdefault((path, start, end, query if query in wrong else None), []).append(query)
+    return [
+        {"video": path, "start": start, "end": end, "captions": queries, **({"not": wrong[own]} if own else {})}
+        for (path, start, end, own), queries in parts.items()
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
-from clipreel.training.order import Order
+from clipreel.training.order import Ints, Order
 from clipreel.video.sampling import Sampling
 
-FRAMES, AUGMENT = 2, 3  # streams of random numbers beside those of order.py
+FRAMES, AUGMENT, MISS = 2, 3, 8  # streams of random numbers beside those of order.py, mixture.py and mixed.py
+WRONG = -1  # the group of a row whose video was judged wrong for its text
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Batch:
     """The rows of one step that this process computes.
 
     `frames` (B, T, 3, H, W) uint8, normalised later on the device; `ids` (B, L) int64 tokens; `groups` (B,) int64,
-    equal where the video is the same, so that its captions are equally right; `names` the sample ids, for messages;
+    equal where the video is the same, so that its captions are equally right, and `WRONG` in the last rows where the
+    video is no answer to the text, which then stands in a row before, too; `names` the sample ids, for messages;
     `frame_mask` (B, T) is False where a short video repeats its last frame, None where no video is short. `beside`
     holds other pixels and texts of the same videos, row by row (one frame and its caption).
     """
@@ -153,6 +156,8 @@ class Loader(Batches):
     process `rank` of `world` gets a run of neighbouring rows, maybe none of a short last batch, and all ranks in turn
     are the batch of one process. The frames of a video are chosen by `sampling` from those in the cache: without it
     the middles of as many parts as the longest has frames, `Sampling("tsn_random_index", T)` draws one of each part.
+    `misses` are moments that were judged wrong, by text: whenever a text is trained on that has some, one of them is
+    drawn and stands with the text in a row behind all pairs, so that the pairs are those of a loader without misses.
     `ahead` threads build as many steps ahead of `stream`. Raises ClipreelError for what cannot make batches.
     """
 
@@ -162,6 +167,7 @@ class Loader(Batches):
         frames_of: Mapping[str, NDArray[np.uint8]],
         tokenize: Callable[[list[str]], Tensor],
         *,
+        misses: Mapping[str, Sequence[Sample]] | None = None,
         sampling: Sampling | None = None,
         augment: Augment | None = None,
         size: int | None = None,
@@ -176,7 +182,10 @@ class Loader(Batches):
         self.augment, self.rank, self.world = augment or Augment(), rank, world
         self.ahead, self.pinned = max(ahead, 1), pin
         self.steps_per_epoch = order.steps_per_epoch
-        counts, stored = self._stored()
+        texts = [c for s in self.samples for c in s.captions]
+        self.misses = {t: tuple(found) for t in texts if (found := (misses or {}).get(t))}
+        self.wrong = {item: self.misses[t] for item, t in enumerate(texts) if t in self.misses}
+        counts, stored = self._stored([*self.samples, *(s for found in self.misses.values() for s in found)])
         self.sampling = sampling or Sampling("middles", max(counts))
         if not self.sampling.by_index:
             raise ClipreelError(
@@ -187,26 +196,37 @@ class Loader(Batches):
         self.size = size or stored
         if self.size != stored and self.augment.crop is None:
             raise ClipreelError(f"the frames have {stored} pixels and {self.size} are asked for: that needs a crop")
-        self.tokens = tokenize([c for s in self.samples for c in s.captions]).to(torch.int32)
+        self.tokens = tokenize(texts).to(torch.int32)
 
-    def _stored(self) -> tuple[list[int], int]:
+    def _stored(self, samples: Sequence[Sample]) -> tuple[list[int], int]:
         """How many frames each sample has, and their size."""
-        absent = [s.id for s in self.samples if s.id not in self.frames_of]
+        absent = [s.id for s in samples if s.id not in self.frames_of]
         if absent:
             raise ClipreelError(
-                f"{len(absent)} of {len(self.samples)} samples have no frames (the first: {absent[0]!r}): run "
+                f"{len(absent)} of {len(samples)} samples have no frames (the first: {absent[0]!r}): run "
                 "clipreel prepare again, or leave them out"
             )
-        shapes = [self.frames_of[s.id].shape for s in self.samples]
+        shapes = [self.frames_of[s.id].shape for s in samples]
         size = shapes[0][-1]
-        for s, shape in zip(self.samples, shapes, strict=True):
+        for s, shape in zip(samples, shapes, strict=True):
             if shape[1:] != (3, size, size) or not shape[0]:
                 raise ClipreelError(f"the frames of {s.id!r} have shape {shape}; expected (T, 3, {size}, {size})")
         return [shape[0] for shape in shapes], size
 
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch; the last one of an epoch may be shorter."""
-        return len(self.order.items(step))
+        return len(self._rows(step)[0])
+
+    def _rows(self, step: int) -> tuple[Ints, Ints, list[Sample]]:
+        """Items, groups and moments of the global batch: the pairs, and behind them a wrong moment of a text."""
+        items = self.order.items(step)
+        groups, moments = self.order.group_of[items], [self.samples[i] for i in self.order.sample_of[items]]
+        missed = [i for i in items.tolist() if i in self.wrong]
+        if not missed:
+            return items, groups, moments
+        draws = np.random.default_rng([self.order.seed, step, MISS]).random(len(missed))
+        moments += [self.wrong[i][int(x * len(self.wrong[i]))] for i, x in zip(missed, draws, strict=True)]
+        return np.append(items, missed), np.append(groups, [WRONG] * len(missed)), moments
 
     def share(self, step: int) -> tuple[int, int]:
         """First row and end of what this process computes of the global batch."""
@@ -216,8 +236,8 @@ class Loader(Batches):
     def batch(self, step: int) -> Batch:
         """The rows of this process; the same whenever and wherever it is asked for."""
         start, stop = self.share(step)
-        items = self.order.items(step)[start:stop]
-        samples = [self.samples[self.order.sample_of[i]] for i in items]
+        items, groups, samples = self._rows(step)
+        items, groups, samples = items[start:stop], groups[start:stop], samples[start:stop]
         shape = (len(items), self.sampling.frames)
         frames = torch.empty(*shape, 3, self.size, self.size, dtype=torch.uint8)
         mask = torch.ones(shape, dtype=torch.bool)
@@ -225,8 +245,8 @@ class Loader(Batches):
             own = self._fill(frames[row], self.frames_of[sample.id], (self.order.seed, step, start + row))
             mask[row, own:] = False
         ids = self.tokens[torch.from_numpy(items)].long()
-        groups = torch.from_numpy(self.order.group_of[items])
-        made = Batch(frames, ids, groups, tuple(s.id for s in samples), mask if self.masked else None)
+        names = tuple(s.id for s in samples)
+        made = Batch(frames, ids, torch.from_numpy(groups), names, mask if self.masked else None)
         return made.pin() if self.pinned else made
 
     def _fill(self, out_T3HW: Tensor, stored: NDArray[np.uint8], key: tuple[int, int, int]) -> int:

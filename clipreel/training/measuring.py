@@ -116,15 +116,40 @@ def measured(model: Retriever, samples: Sequence[Sample], frames: Frames, count:
     return look(model, samples, frames, count, split).result
 
 
-def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
-    """A result, and the vectors or scores that it was made of. Videos that are missing count as missed."""
+def scored(
+    model: Retriever, texts: Sequence[str], samples: Sequence[Sample], frames: Frames, count: int
+) -> tuple[Tensor, Tensor | None]:
+    """The vectors of videos (V, E), and the scores (N, V) of a head that judges pairs; NaN for missing videos."""
     head, given = model.head, stacks(samples, frames, count)
     if head is None or isinstance(head, PoolingHead):
-        videos, judged = encode_stacks(model, given, len(samples)), None
-    else:
-        vectors, mask = (x.to(model.device) for x in frame_vectors(model, given, len(samples), count))
-        text = model.encode_text([c for s in samples for c in s.captions], normalize=False)
-        videos, judged = model.pool(vectors, mask).cpu(), head.score(text, vectors, mask).cpu()
+        return encode_stacks(model, given, len(samples)), None
+    vectors, mask = (x.to(model.device) for x in frame_vectors(model, given, len(samples), count))
+    text = model.encode_text(texts, normalize=False)
+    return model.pool(vectors, mask).cpu(), head.score(text, vectors, mask).cpu()
+
+
+def below(
+    model: Retriever, misses: Mapping[str, Sequence[Sample]], samples: Sequence[Sample], frames: Frames, count: int
+) -> int:
+    """How many of the moments that were judged wrong for a text score less than its best right one among `samples`."""
+    if not misses:
+        return 0
+    right: dict[str, list[Sample]] = {text: [] for text in misses}
+    for s in samples:
+        for text in right.keys() & set(s.captions):
+            right[text].append(s)
+    asked = list({s.id: s for found in (*right.values(), *misses.values()) for s in found}.values())
+    videos, judged = scored(model, list(misses), asked, frames, count)
+    scores = model.encode_text(list(misses)).cpu() @ videos.T if judged is None else judged
+    scores, at = scores.nan_to_num(-torch.inf), {s.id: n for n, s in enumerate(asked)}
+    rows = zip(scores, right.values(), misses.values(), strict=True)
+    return sum(int((row[[at[s.id] for s in w]] < row[[at[s.id] for s in r]].max()).sum()) for row, r, w in rows)
+
+
+def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
+    """A result, and the vectors or scores that it was made of. Videos that are missing count as missed."""
+    videos, judged = scored(model, [c for s in samples for c in s.captions], samples, frames, count)
+    head = model.head
     result = evaluate_vectors(model, samples, videos, split, count)
     if head is not None:
         stamp = result.stamp.having(adapter=f"{model.adapter[:12]} {head.name} {head.fingerprint()[:6]}")

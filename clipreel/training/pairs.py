@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipreel.data.readers import read_samples
+from clipreel.data.readers import read_misses, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
@@ -49,6 +49,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Misses:
+    """Moments that were judged wrong, by text; the file holds `marked` of them. Of those `trained` on, the video and a
+    right answer of the text are trained on; of those `held_out`, both are held out. Others stay out: they would carry
+    a video from one part into another."""
+
+    marked: int = 0
+    trained: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+    held_out: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+
+    def moments(self, known: Sequence[Sample]) -> list[Sample]:
+        """Each once, without those that are `known`."""
+        found = {s.id: s for side in (self.trained, self.held_out) for moments in side.values() for s in moments}
+        there = {s.id for s in known}
+        return [s for id, s in found.items() if id not in there]
+
+
+@dataclass(frozen=True)
 class Pairs:
     """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known, and
     `label` what a stamp says of the held-out part."""
@@ -58,6 +75,7 @@ class Pairs:
     held_out: list[Sample]
     opposite_of: Mapping[str, str] | None = None
     label: str | None = None
+    misses: Misses = field(default_factory=Misses)
 
 
 def shapes_pairs(folder: Path, seed: int = 0, limit: int | None = None) -> Pairs:
@@ -85,7 +103,21 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
     if len(names) not in (0, 3):
         raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
     pairs = named(config, names) if names else drawn(config)
-    return replace(pairs, train=pairs.train[: config.limit])
+    return replace(pairs, train=pairs.train[: config.limit], misses=misses_of(config, pairs))
+
+
+def misses_of(config: DataConfig, pairs: Pairs) -> Misses:
+    """The field `not` of the file; a video that no row describes is on the side that its name draws."""
+    parts = pairs.train, pairs.validation, pairs.held_out
+    every = read_misses(config.path, [s for p in parts for s in p], config.videos, quarantine=config.quarantine)
+    known = {s.video: n for n, part in enumerate(parts) for s in part}
+
+    def on(n: int) -> dict[str, tuple[Sample, ...]]:
+        texts = [c for s in parts[n] for c in s.captions if c in every]
+        found = {t: tuple(m for m in every[t] if known.get(m.video, side(config, m.video)) == n) for t in texts}
+        return {t: moments for t, moments in found.items() if moments}
+
+    return Misses(sum(map(len, every.values())), on(0), on(2))
 
 
 def published(config: DataConfig) -> Pairs:
@@ -110,13 +142,18 @@ def named(config: DataConfig, splits: Sequence[str]) -> Pairs:
     return Pairs(train, validation, held_out)
 
 
+def side(config: DataConfig, video: Path) -> int:
+    """0 trained on, 1 validation, 2 held out, by the shares. It follows from the name, so a set that grows keeps its
+    sides."""
+    draw = int.from_bytes(hashlib.blake2b(os.fsencode(video.name), digest_size=4).digest(), "big") / 2**32
+    return 2 if draw < config.held_out_share else int(draw < config.held_out_share + config.validation_share)
+
+
 def drawn(config: DataConfig) -> Pairs:
-    """The parts by shares. The side follows from the video's name, so a set that grows keeps its sides."""
+    """The parts by shares."""
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
     for sample in read_samples(config.path, config.videos, quarantine=config.quarantine):
-        draw = int.from_bytes(hashlib.blake2b(os.fsencode(sample.video.name), digest_size=4).digest(), "big") / 2**32
-        held = draw < config.held_out_share
-        parts[2 if held else 1 if draw < config.held_out_share + config.validation_share else 0].append(sample)
+        parts[side(config, sample.video)].append(sample)
     for part, what in zip(parts, ("trained on", "used for validation", "held out"), strict=True):
         if len({s.video for s in part}) < 2:
             raise ClipreelError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, mean_pool, unit
-from clipreel.losses import TWO, contrastive, paired, pairs, two_named
+from clipreel.losses import TWO, contrastive, missed, missed_in, paired, pairs, two_named
 from clipreel.sites import Tuner
 from clipreel.training.distributed import gather_features, gather_rows
 from clipreel.video.transforms import Preprocess
@@ -46,7 +46,8 @@ class Recipe(ABC):
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
         """Scalars of the global batch: the losses, whose sum is minimised, and what is only reported.
 
-        `groups` (N,) has equal numbers for rows of the same video.
+        `groups` (N,) has equal numbers for rows of the same video, and -1 in the last rows, if some of them hold a text
+        and a video that was judged wrong for it (`Loader` with misses); RetrievalRecipe and HeadRecipe know those.
         """
 
     def after_step(self) -> None:  # noqa: B027 - most methods need none
@@ -68,13 +69,19 @@ class Recipe(ABC):
         return self.losses(features, gather_rows(batch.groups.to(next(iter(features.values())).device), counts))
 
 
+def right_rows(groups: Tensor) -> int:
+    """How many rows are pairs; the others stand behind them."""
+    return int((groups >= 0).sum())
+
+
 class RetrievalRecipe(Recipe):
     """Contrastive training of one vector per video and text: VoP, CLIP4Clip meanP, the fine-tuning of CLIP-ViP.
 
     Trains the parameters of the tuner, and the logit scale with `train_scale`, which never rises above `max_scale`.
     With `train_base` it trains the backbone in place instead (full tuning whose weights are sharded over processes).
     `loss` is a name in losses.TWO. `same_video` "right" shares the target among captions of one video; "wrong" takes
-    them for negatives, as the papers, and as all losses but contrastive and v-s do in any case.
+    them for negatives, as the papers, and as all losses but contrastive and v-s do in any case. A row of group -1 gives
+    its text one more candidate from text to video (losses.missed); the other losses then raise ClipreelError.
     """
 
     def __init__(
@@ -119,8 +126,14 @@ class RetrievalRecipe(Recipe):
         return {"video": mean_pool(frames, mask), "text": unit(self.clip.encode_text(batch.ids, self.tuner))}
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
-        scale = self.log_scale.exp()
-        return {self.loss: self.video_text(features, groups, scale)}, self.report(features, groups, scale)
+        scale, n = self.log_scale.exp(), right_rows(groups)
+        text, video = features["text"][n:], features["video"][n:]
+        features, groups = {name: x[:n] for name, x in features.items()}, groups[:n]
+        loss = self.video_text(features, groups, scale)
+        if len(text):
+            more = missed(scale * text @ features["video"].T, scale * (text * video).sum(1))
+            loss = loss + missed_in(self.loss) * more
+        return {self.loss: loss}, self.report(features, groups, scale)
 
     def video_text(self, features: Tensors, groups: Tensor, scale: Tensor) -> Tensor:
         right = groups if self.same_video == "right" else None
@@ -179,10 +192,14 @@ class HeadRecipe(RetrievalRecipe):
         return found
 
     def losses(self, features: Tensors, groups: Tensor) -> tuple[Tensors, Tensors]:
-        scale, mask = self.log_scale.exp(), features.get("mask")
-        scores = self.head(features["text"], features["frames"], None if mask is None else mask.bool())
-        logits = scale * scores if self.head.cosine else scores
-        loss = paired(logits, groups if self.same_video == "right" else None)
+        scale, mask, n = self.log_scale.exp(), features.get("mask"), right_rows(groups)
+        text, frames, real = features["text"], features["frames"], None if mask is None else mask.bool()
+        all_scores = self.head(text, frames[:n], None if real is None else real[:n])
+        scores, groups, factor = all_scores[:n], groups[:n], scale if self.head.cosine else 1.0
+        loss = paired(factor * scores, groups if self.same_video == "right" else None)
+        if n < len(text):
+            wrong = self.head(text[n:], frames[n:], None if real is None else real[n:]).diagonal()
+            loss = loss + missed(factor * all_scores[n:], factor * wrong)
         hit = (groups[scores.argmax(1)] == groups).float().mean()
         return {"contrastive": loss}, {"scale": scale.detach(), "in_batch_R@1": 100 * hit}
 

@@ -28,6 +28,7 @@ from clipreel.evaluation.features import save_features
 from clipreel.evaluation.metrics import Result
 from clipreel.head_files import save_head
 from clipreel.heads import Head, build_head, head_named, head_options
+from clipreel.losses import missed_in
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN, Tuner
 from clipreel.training.batches import Augment, Loader
@@ -35,7 +36,7 @@ from clipreel.training.checkpoint import read_whole, take
 from clipreel.training.config import GroupRule, TrainConfig, as_dict, override, read, to_yaml
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
-from clipreel.training.measuring import Compared, Looked, Say, cached, compare, look, measured
+from clipreel.training.measuring import Compared, Looked, Say, below, cached, compare, look, measured
 from clipreel.training.order import Order
 from clipreel.training.pairs import DataConfig, Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
@@ -89,7 +90,9 @@ class TuneConfig:
 class Tuned:
     """What `tune` made: the adapter's folder, the models before and after, both measured on the held-out pairs.
 
-    `last` is measured with the weights of the last step, `compared` with those that validation selected.
+    `last` is measured with the weights of the last step, `compared` with those that validation selected. `misses` says
+    how many moments judged wrong were `marked` and `trained` on, and how many of those `held_out` score less than the
+    right answer `before` and `after`; None without any.
     """
 
     adapter: Path
@@ -102,6 +105,7 @@ class Tuned:
     general: Compared | None
     facts: dict[str, Any]
     skipped: list[tuple[str, str]]
+    misses: dict[str, int] | None = None
 
 
 def read_config(
@@ -175,6 +179,8 @@ def tune(
     checked(config)
     base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
+    if pairs.misses.trained:
+        missed_in(config.loss)
     torch.manual_seed(config.train.seed)
     tuner, head = parts(base, config)
     if config.start is not None:
@@ -182,6 +188,7 @@ def tune(
     recipe = recipe_of(base, tuner, head, config)
     keep = config.frames * (3 if config.random_frames else 1)
     everything = [*pairs.train, *pairs.validation, *pairs.held_out]
+    everything += pairs.misses.moments(everything)
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
     frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
@@ -214,11 +221,13 @@ def tune(
     else:
         last = seen(with_weights(base, config, outcome.last), outcome.last.selection)
     compared = compare(before.result, after.result, pairs.held_out)
+    misses = told(loader, pairs, before.model, after.model, frames, config)
     general = (
         after_first(lambda: general_check(config, base, after.model, scratch, say)) if config.data.general else None
     )
     adapter = folder / "adapter"
     about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
+    about |= {"misses": misses["trained"]} if misses else {}
     metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
     on_first(lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=compared.helped))
     facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
@@ -231,10 +240,11 @@ def tune(
             "compared": compared.to_dict(),
             "last": last.result.to_dict(),
             "validation": outcome.selected.metrics,
+            **({"misses": misses} if misses else {}),
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
-    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped)
+    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped, misses)
 
 
 def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
@@ -315,6 +325,7 @@ def loader_of(
         order,
         frames,
         lambda texts: tokenizer(texts, slots),
+        misses=readable(pairs.misses.trained, frames),
         sampling=frames.pick(config.frames, config.random_frames),
         augment=config.augment,
         size=base.preprocess.size,
@@ -323,10 +334,32 @@ def loader_of(
     )
 
 
+def readable(misses: Mapping[str, Sequence[Sample]], frames: FrameCache) -> dict[str, list[Sample]]:
+    """Those of which there are frames."""
+    found = {text: [m for m in moments if m.id in frames] for text, moments in misses.items()}
+    return {text: moments for text, moments in found.items() if moments}
+
+
+def told(
+    loader: Loader, pairs: Pairs, before: Retriever, after: Retriever, frames: FrameCache, config: TuneConfig
+) -> dict[str, int] | None:
+    """What `Tuned` says of misses."""
+    if not pairs.misses.marked:
+        return None
+    held_out = readable(pairs.misses.held_out, frames)
+    fewer = {
+        when: below(model, held_out, pairs.held_out, frames, config.frames)
+        for when, model in (("before", before), ("after", after))
+    }
+    trained, measured = (sum(map(len, m.values())) for m in (loader.misses, held_out))
+    return {"marked": pairs.misses.marked, "trained": trained, "held_out": measured, **fewer}
+
+
 def facts_of(config: TuneConfig, base: Retriever, pairs: Pairs) -> dict[str, Any]:
     """What a resumed run must share with its beginning, besides the training config."""
     known = as_dict(replace(config, train=TrainConfig()))
     names = "\n".join(f"{s.id}\t{c}" for s in pairs.train for c in s.captions)
+    names += "".join(f"\n{m.id}\t{t}\tnot" for t, moments in pairs.misses.trained.items() for m in moments)
     return {"base": base.fingerprint, "pairs": hashlib.sha256(names.encode()).hexdigest()[:16], "config": known}
 
 

@@ -57,8 +57,31 @@ def test_answers_become_pairs(index: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["pairs", "add", QUERY, "--hit", f"{first}@0.5-1.5", "--miss", second, *at]) == 0
     assert main(["pairs", "take", str(tmp_path / "hits.jsonl"), "--query", "red things", *at]) == 0
     assert main(["pairs", "write", str(out), *at]) == 0
-    assert "3 pairs" in capsys.readouterr().out
+    assert "3 pairs" in (said := capsys.readouterr().out)
+    assert "1 wrong answers beside them" in said
+    assert "stay here" not in said
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows[0] == {"video": first, "start": 0.5, "end": 1.5, "captions": [QUERY]}
+    wrong = [{"video": second, "start": 0.0, "end": pytest.approx(rows[0]["not"][0]["end"])}]
+    assert rows[0] == {"video": first, "start": 0.5, "end": 1.5, "captions": [QUERY], "not": wrong}
+    assert all("not" not in row for row in rows[1:])  # of another query
+    assert main(["pairs", "add", "never seen", "--miss", first, *at]) == 0
+    assert main(["pairs", "write", str(out), *at]) == 0
+    assert "1 wrong answers stay here: no right one of their queries" in capsys.readouterr().out
     assert main(["pairs", "add", QUERY, "--hit", f"{first}@1-..", *at]) == 2
     assert main(["pairs", "add", QUERY, *at]) == 2
+
+
+def test_answers_in_videos_that_are_gone_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    films, at, out = tmp_path / "films", ["--index", str(tmp_path / "index")], tmp_path / "mine.jsonl"
+    first, second = (str(s.video) for s in ShapesWorld().write_videos(films, "test", count=2))
+    assert main(["index", str(films), "--model", "shapes-tiny", *at]) == 0
+    assert main(["pairs", "add", QUERY, "--hit", first, "--miss", second, *at]) == 0
+    Path(second).unlink()
+    assert main(["index", str(films), *at]) == 0
+    assert main(["pairs", "write", str(out), *at]) == 0
+    assert "1 answers stay here: their videos are no longer in the index" in capsys.readouterr().out
+    assert "not" not in json.loads(out.read_text())
+    Path(first).unlink()
+    main(["index", str(films), *at])
+    assert main(["pairs", "write", str(out), *at]) == 2
+    assert "no right answer in a video of the index is remembered" in capsys.readouterr().err

@@ -114,6 +114,32 @@ def test_the_adapter_is_what_was_measured(lora: Path, films: Path, capsys: pytes
     assert "is there already" in capsys.readouterr().err
 
 
+def test_answers_marked_wrong_teach_and_are_counted(
+    films: Path, lora: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (films / "annotations.jsonl").read_text().splitlines()]
+    marked = films / "marked.jsonl"
+    for row in rows:
+        others = [o for o in rows if not set(row["captions"]) & set(o["captions"])][:6]
+        row["not"] = [{"video": o["video"]} for o in others]
+    marked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, how = tmp_path / "run", ("lr=1e-2", "options.rank=2")
+    assert tune(marked, out, cache, "--method", "lora", changes=how) == 0
+    found = json.loads((out / "report.json").read_text())["misses"]
+    assert 0 < found["trained"] < found["marked"]
+    assert 0 < found["held_out"] >= max(found["before"], found["after"])
+    said = f"Answers marked wrong: {found['trained']} of {found['marked']} were trained on; of {found['held_out']} held"
+    assert said in capsys.readouterr().out
+    assert said in (out / "report.html").read_text()
+    assert read_config(out / "adapter").trained_on["misses"] == found["trained"]
+    with_, without = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (out, lora))
+    assert not all(torch.equal(x, without[n]) for n, x in with_.items())
+    assert "misses" not in json.loads((lora / "report.json").read_text())
+    assert tune(marked, tmp_path / "no", tmp_path / "none", "--method", "lora", changes=(*how, "loss=triplet")) == 2
+    assert "loss 'triplet' has no place for answers that were judged wrong" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: Path, tmp_path: Path) -> None:
     arguments = ["tune", str(films), *SHORT, "lr=1e-2", "options.rank=2", "--method", "lora", "--on", "shapes-tiny"]
     arguments += ["--out", str(tmp_path / "run"), "--cache", str(cache), "--device", "cpu"]

@@ -129,6 +129,17 @@ def test_judged_answers_become_pairs(tmp_path: Path) -> None:
     samples = read_samples(made)
     assert [s.captions for s in samples] == [("a red circle", "something round"), ("a red circle",)]
     assert (samples[0].start_s, samples[0].end_s, str(samples[0].video)) == (0.0, 0.5, film.path)
+    judge(index, [rows[2], Judged("nothing right", film.path, 0.0, 0.5, False)])
+    part = {"start": 0.0, "end": 0.5}
+    assert pairs(judged(index)) == [
+        {
+            "video": film.path,
+            **part,
+            "captions": ["a red circle"],
+            "not": [{"video": other.path, "start": 0.5, "end": 1}],
+        },
+        {"video": film.path, **part, "captions": ["something round"]},
+    ]
     for bad, says in (
         (Judged("q", str(tmp_path / "no.mp4"), 0, 1, True), "is not in the index"),
         (Judged("q", film.path, 5, 2, True), "5-2 is no part"),

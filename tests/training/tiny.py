@@ -44,10 +44,13 @@ class Rows:
 
 
 class Memory:
-    """Batches of `sizes[step % len(sizes)]` rows as a function of the step alone, split evenly over the processes."""
+    """Batches of `sizes[step % len(sizes)]` rows as a function of the step alone, split evenly over the processes. With
+    `misses`, the last third of the rows are videos that were judged wrong for the texts of the first."""
 
-    def __init__(self, sizes: tuple[int, ...] = (ROWS,), hook: Callable[[int], Any] = lambda step: None) -> None:
-        self.sizes, self.steps_per_epoch, self.hook = sizes, len(sizes), hook
+    def __init__(
+        self, sizes: tuple[int, ...] = (ROWS,), hook: Callable[[int], Any] = lambda step: None, misses: bool = False
+    ) -> None:
+        self.sizes, self.steps_per_epoch, self.hook, self.misses = sizes, len(sizes), hook, misses
 
     def batch_rows(self, step: int) -> int:
         return self.sizes[step % len(self.sizes)]
@@ -59,6 +62,8 @@ class Memory:
         ids = torch.randint(1, 38, (n, 8), generator=g)
         ids[torch.arange(n), torch.randint(2, 8, (n,), generator=g)] = 39
         groups = torch.arange(n).clamp(min=1)  # the first two rows are one video
+        wrong = n // 3 if self.misses else 0
+        ids[n - wrong :], groups[n - wrong :] = ids[:wrong], -1
         whole = Rows(frames, ids, groups, tuple(f"s{step}r{i}" for i in range(n)))
         here = world()
         share = -(-n // here.size)

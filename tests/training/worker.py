@@ -106,10 +106,10 @@ def kill_at(event: str, number: int) -> None:
     setattr(checkpoint if event == "save_file" else os, event, dying)
 
 
-def own_loop(folder: Path, sizes: list[int]) -> None:
+def own_loop(folder: Path, sizes: list[int], misses: bool = False) -> None:
     """One step as somebody would write it without the engine: gradients averaged over processes."""
     recipe = tiny_recipe()
-    losses, _ = recipe(Memory(tuple(sizes)).batch(0))
+    losses, _ = recipe(Memory(tuple(sizes), misses=misses).batch(0))
     sum(losses.values()).backward()
     params = recipe.trained()
     distributed.sum_gradients(list(params.values()))
@@ -160,12 +160,12 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         print("R@1", run_stage(options["stage"], folder, say=print).outcome.selected.metrics["t2v R@1"])
         return
     if options.get("own_loop"):
-        own_loop(folder, options["sizes"])
+        own_loop(folder, options["sizes"], options.get("misses", False))
         return
     recipe = tiny_recipe(options.get("dropout", 0.0), train_base=options.get("shard", False))
     if options.get("shard"):
         distributed.shard(recipe.clip)
-    loader = Memory(tuple(options.get("sizes", [ROWS])), hook)
+    loader = Memory(tuple(options.get("sizes", [ROWS])), hook, options.get("misses", False))
     validator = Validator("validation", lambda r: {"t2v R@1": float(torch.rand(()))})
     config = tiny_config(**options.get("config", {}))
     outcome = fit(recipe, loader, config, folder, validator=validator)
