@@ -45,16 +45,14 @@ def grown(place: str, tuned: Retriever) -> None:
     migrate.report(new, [])
 
 
-def answered(client: TestClient, body: dict[str, Any] | None = None, wanted: int = 200) -> Any:
-    """The first answer with that status."""
+def first(client: TestClient, says: str, **body: Any) -> Any:
+    """The first answer that says this; until then a search is told to come back."""
     end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = client.post(f"{API}/search", json={"text": "a red circle", **(body or {})})
-        if found.status_code == wanted:
-            return found
+    while says not in (found := client.post(f"{API}/search", json={"text": "a red circle", **body})).text:
         assert found.status_code == 503, found.text
+        assert time.monotonic() < end, found.text
         time.sleep(0.02)
-    raise AssertionError(found.text)
+    return found
 
 
 def test_a_switch_made_elsewhere_is_followed_there_and_back(
@@ -80,7 +78,7 @@ def test_a_switch_made_elsewhere_is_followed_there_and_back(
     assert not any(m["active"] for m in client.get(f"{API}/models").json()["models"])
     assert set(ids(client)) == {"a.mp4", "b.mkv", "c.avi"}  # the rest goes on
     go_on.set()
-    after = answered(client).json()["hits"]
+    after = first(client, "hits").json()["hits"]
     index = Index(place)
     wanted = Asker(index, tuned).answer(Request("a red circle")).hits
     assert [(h["video"], h["adapter"]) for h in after] == [(h.video, "mine") for h in wanted]
@@ -89,7 +87,7 @@ def test_a_switch_made_elsewhere_is_followed_there_and_back(
     assert client.get(f"{API}/status").json()["model"]["space"] == tuned.space
     assert (Path(place) / "server.lock").is_file()  # this server is the one that writes the new index
     migrate.undo(place)
-    again = answered(client).json()["hits"]
+    again = first(client, "hits").json()["hits"]
     assert {h["adapter"] for h in again} == {"base"}
     assert [h["score"] for h in again] == pytest.approx([h["score"] for h in before], abs=1e-5)
 
@@ -102,20 +100,13 @@ def test_a_model_that_cannot_be_loaded_is_told_with_what_mends_it(
     client, far = serve(place, read_only="it reads"), serve(place, read_only="it reads", loopback=False)
     os.rename(tmp_path / "mine", tmp_path / "gone")
     migrate.switch(place)
-    assert code(client.get(f"{API}/search", params=ASKED))[0] == 503
-    message = ""
-    while "adapter" not in message:
-        time.sleep(0.02)
-        message = client.get(f"{API}/search", params=ASKED).json()["error"]["message"]
-    assert code(client.get(f"{API}/search", params=ASKED)) == (503, "no-model")
-    assert f"{tmp_path / 'mine' / 'adapter'} is no adapter" in message
-    assert message.endswith("the former index comes back with: clipreel migrate --undo")
+    told = first(client, f"{tmp_path / 'mine' / 'adapter'} is no adapter")
+    assert code(told) == (503, "no-model")
+    assert told.json()["error"]["message"].endswith("the former index comes back with: clipreel migrate --undo")
     assert client.get(f"{API}/health").json()["status"] == "no-model"
-    away = far.get(f"{API}/search", params=ASKED)
-    assert code(away)[0] == 503
-    assert str(tmp_path) not in away.text
+    assert str(tmp_path) not in first(far, "the log of the server says why").text
     os.rename(tmp_path / "gone", tmp_path / "mine")
-    assert {h["adapter"] for h in answered(client).json()["hits"]} == {"mine"}
+    assert {h["adapter"] for h in first(client, "hits").json()["hits"]} == {"mine"}
     assert not (Path(place) / "server.lock").exists()  # who only reads claims nothing
 
 
@@ -125,13 +116,10 @@ def test_nothing_is_downloaded_for_a_switch(serve: Serve, own_archive: tuple[Pat
     Index(place + migrate.NEXT).set_facts(model="nobody/nothing")
     client = serve(place)
     migrate.switch(place)
-    message = ""
-    while "--download" not in message:
-        time.sleep(0.02)
-        message = client.get(f"{API}/search", params=ASKED).json()["error"]["message"]
-    assert "nobody/nothing is not on this machine; fetch it with: clipreel info nobody/nothing --download" in message
+    said = "nobody/nothing is not on this machine; fetch it with: clipreel info nobody/nothing --download"
+    assert code(first(client, said)) == (503, "no-model")
     migrate.undo(place)  # its model is still in memory
-    assert {h["adapter"] for h in answered(client).json()["hits"]} == {"base"}
+    assert {h["adapter"] for h in first(client, "hits").json()["hits"]} == {"base"}
 
 
 def test_rerankers_and_other_adapters_follow(
@@ -143,8 +131,8 @@ def test_rerankers_and_other_adapters_follow(
     shutil.copytree(archive[1], tmp_path / "other")
     client = serve(index.place, others=(str(tmp_path / "other"),), rerankers=("mean",))
     migrate.switch(index.place)
-    found = answered(client, {"rerank": "mean"}).json()["hits"]
+    found = first(client, "hits", rerank="mean").json()["hits"]
     assert {h["adapter"] for h in found} == {"mine"}
     names = [a["name"] for a in client.get(f"{API}/adapters").json()["adapters"]]
     assert names == ["mine", "base (other)"]
-    assert {h["adapter"] for h in answered(client, {"adapters": ["base (other)"]}).json()["hits"]} == {"base (other)"}
+    assert {h["adapter"] for h in first(client, "hits", adapters=names[1:]).json()["hits"]} == {names[1]}
