@@ -30,6 +30,10 @@ WEIGHTS = [
 ]
 
 
+class NotHere(ClipreelError):
+    """A model of the hub that is not on this machine, where no download is allowed."""
+
+
 def snapshot(hub_id: str, download: bool) -> Path:
     """The folder of a model in the local cache. `download` False never touches the network.
 
@@ -48,7 +52,7 @@ def snapshot(hub_id: str, download: bool) -> Path:
     except Exception:  # whatever the reason, the cache does not have it; the next step says so
         pass
     if not download:
-        raise ClipreelError(
+        raise NotHere(
             f"the model {hub_id} is not on this machine (nor is a folder of this name) and needs one download "
             f"(ViT-B/32: about 600 MB): allow it with --download, or {by_hand}"
         )

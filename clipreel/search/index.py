@@ -11,7 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import cached_property
@@ -110,7 +110,7 @@ class Index:
                 f"{self.place} is not a whole clipreel index (tables: {', '.join(sorted(names)) or 'none'}); "
                 "give another --index, or delete that folder and index again"
             )
-        self._facts = self.guard(lambda: self.db.open_table("facts"))
+        self._open()
         self.facts: dict[str, Any] = self.read_facts()
         if self.facts.get("schema") != SCHEMA:
             raise ClipreelError(
@@ -118,7 +118,6 @@ class Index:
                 "index again into another folder"
             )
         self._asker: Asker | None = None
-        self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in ("files", "vectors"))
 
     @classmethod
     def create(cls, place: str | Path, facts: dict[str, Any]) -> Index:
@@ -146,6 +145,11 @@ class Index:
         import lancedb
 
         return self.guard(lambda: lancedb.connect(self.place))
+
+    def _open(self) -> None:
+        self._folder = self.guard(lambda: os.stat(self.place).st_ino) if self.local else 0
+        names = ("facts", "files", "vectors")
+        self._facts, self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in names)
 
     def _names(self) -> list[str]:
         found = self.guard(lambda: self.db.list_tables())
@@ -306,17 +310,22 @@ class Index:
         return arranged(self.guard(lambda: self.vectors.to_arrow()), self.visible())
 
     def version(self) -> tuple[int, ...]:
-        """Changes when another process wrote; the facts are read again."""
-        try:
-            for table in (self._facts, self.files, self.vectors):
-                self.guard(lambda t=table: t.checkout_latest())
-            self.facts = self.read_facts()
-        except ClipreelError:  # another index may have taken the place of this one (migrate.py)
+        """Changes when another process wrote, or put another index here; the facts are read again."""
+        if self.replaced:
             self.db = self._connect()
-            names = ("facts", "files", "vectors")
-            self._facts, self.files, self.vectors = (self.guard(lambda n=n: self.db.open_table(n)) for n in names)
-            self.facts = self.read_facts()
-        return tuple(t.version for t in (self._facts, self.files, self.vectors))
+            self._open()
+        tables = (self._facts, self.files, self.vectors)
+        for table in tables:
+            self.guard(lambda t=table: t.checkout_latest())
+        self.facts = self.read_facts()
+        return (self._folder, *(t.version for t in tables))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another index has taken the place of this one (migrate.py); not while nothing is there."""
+        with suppress(OSError):
+            return self.local and os.stat(self.place).st_ino != self._folder
+        return False
 
 
 def arranged(table: pa.Table, files: Sequence[File], number: dict[str, int] | None = None) -> Moments:
@@ -383,13 +392,6 @@ def file_schema() -> pa.Schema:
 def vector_schema(width: int) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("file", pa.string()),
-            ("level", pa.int8()),
-            ("start_s", pa.float32()),
-            ("end_s", pa.float32()),
-            ("vector", pa.list_(pa.float32(), width)),
-        ]
-    )
+    text, number = pa.string(), pa.float32()
+    columns = [("id", text), ("file", text), ("level", pa.int8()), ("start_s", number), ("end_s", number)]
+    return pa.schema([*columns, ("vector", pa.list_(number, width))])

@@ -81,6 +81,7 @@ class FrameStore:
 
     def of(self, hits: Sequence[Hit]) -> list[Tensor]:
         """The frames (T, E) float32 of each hit's moment."""
+        self.index.version()  # another process may have written
         self.index.guard(lambda: self.table.checkout_latest())
         ids = {f.path: f.id for f in self.index.list_files()}
         wanted = [(ids.get(h.path, ""), h.start_s, h.end_s) for h in hits]

@@ -18,18 +18,28 @@ from clipreel.server.variants import Variants
 
 
 class Answers:
-    """Called by one thread alone. `picture` gives the file of an upload."""
+    """Called by one thread alone. `picture` gives the file of an upload; `ready` raises where none can be answered."""
 
     def __init__(
-        self, asker: Together, picture: Callable[[str], str], variants: Variants, rerankers: Rerankers
+        self,
+        asker: Together,
+        picture: Callable[[str], str],
+        variants: Variants,
+        rerankers: Rerankers,
+        ready: Callable[[], None],
     ) -> None:
         self.asker, self.picture, self.variants, self.rerankers = asker, picture, variants, rerankers
+        self.ready = ready
         self.turn = threading.Lock()  # held while another asker takes the place of this one
 
     def __call__(self, searches: Sequence[Search]) -> list[bytes | Exception]:
         """An answer as JSON, or the error that it deserves, for each search."""
         with self.turn:
-            return self._answered(searches)
+            self.ready()
+            try:
+                return self._answered(searches)
+            finally:
+                self.ready()  # else it may be of two indexes
 
     def _answered(self, searches: Sequence[Search]) -> list[bytes | Exception]:
         started = time.perf_counter()

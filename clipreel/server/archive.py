@@ -77,13 +77,8 @@ class Archive:
         return self._snapshot
 
     def written(self) -> None:
-        """The index was written to: what was read of it before no longer holds, however new it is."""
+        """The index was written to, or another took its place: what was read before no longer holds, however new."""
         self._written = time.monotonic()
-
-    def renew(self, index: Index) -> None:
-        """Another index has taken the place of this one."""
-        with self._lock:
-            self.index, self._snapshot = index, self._read(index.version(), index)
 
     @property
     def last(self) -> Snapshot:

@@ -1,20 +1,24 @@
 """The models that look at an archive: the one that answers, the one it moves to, the one before (search/migrate.py).
 
 A switch is the act of `clipreel migrate --switch` (and --undo, for the one before), done while the server runs: the new
-model is loaded beside the old one, searches wait for the two renames, then the new one answers.
+model is loaded beside the old one, searches wait for the two renames, then the new one answers. Where the renames were
+done by another process, the server follows: searches are told to come back until the model of the new index is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipreel.errors import ClipreelError
+from clipreel.hub import NotHere
 from clipreel.search import migrate
 from clipreel.search.index import Index
 from clipreel.search.loading import base_of, on_base
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from clipreel.server.services import Services
 
 COMMANDS = {"next": "clipreel migrate --switch", "before": "clipreel migrate --undo"}
+RETRY_S = 20.0  # from a model that could not be loaded to the next try
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,12 @@ class Candidate:
     role: str
     index: Index
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, answers: bool) -> dict[str, Any]:
         made, facts = made_at(self.index.place), self.index.facts
         return {
             "name": self.name,
             "role": self.role,
-            "active": self.role == "current",
+            "active": answers and self.role == "current",
             "ready": self.role != "next" or migrate.REPORT in facts,
             "videos": len(self.index.visible()),
             "vectors": self.index.guard(self.index.vectors.count_rows),
@@ -59,6 +65,7 @@ class Models:
     def __init__(self, its: Services, place: str, device: str) -> None:
         self.its, self.place, self.device = its, place, device
         self._turn = threading.Lock()
+        self._why, self._again = "", 0.0  # why the model of the index could not be loaded, when to try again
 
     def found(self) -> list[Candidate]:
         """The index that answers, then those beside it; call in a thread."""
@@ -83,7 +90,7 @@ class Models:
         shown = []
         for candidate in found:
             with contextlib.suppress(ClipreelError):  # deleted meanwhile
-                shown.append(candidate.to_dict())
+                shown.append(candidate.to_dict(self.state() == "ok"))
         return {"models": shown, "canary": report}
 
     def activate(self, name: str) -> None:
@@ -123,26 +130,96 @@ class Models:
             raise ApiError(409, "switch", f"{why}; end that server first")
 
     def _switch(self, found: Candidate) -> None:
-        its = self.its
-        base = base_of(found.index, self.device)
-        model = on_base(base, found.index)
-        trial = Variants(found.index, model, base, (), its.variants.kept)
-        Rerankers(its.settings.rerankers, trial, its.settings, self.device)  # whether they fit the new model
-        with ExitStack() as turns:
-            for turn in {id(a.turn): a.turn for a in its.answering}.values():
-                turns.enter_context(turn)
+        loaded = self._loaded(found.index)
+
+        def moved() -> Index:
             try:
                 if found.role == "next":
-                    migrate.switch(self.place, model)
+                    migrate.switch(self.place, loaded.all[""].model)
                 else:
                     migrate.undo(self.place)
             except ClipreelError as e:
                 raise ApiError(409, "switch", str(e)) from e
-            its.variants.take(Index(self.place), model)
+            return Index(self.place)
+
+        self._take(loaded, moved)
+
+    def _loaded(self, index: Index) -> Variants:
+        """The models that answer where this index is the first. Raises ClipreelError, also for rerankers."""
+        its = self.its
+        base, model = its.variants.base, its.model
+        if index.facts["space"] != model.space:
+            base = base_of(index, self.device)
+            model = on_base(base, index)
+        found = Variants(index, model, base, its.settings.others, its.variants.kept)
+        Rerankers(its.settings.rerankers, found, its.settings, self.device)
+        return found
+
+    def _take(self, loaded: Variants, moved: Callable[[], Index]) -> None:
+        """Let these models answer from now on; `moved` gives their index, while no search is answered."""
+        its = self.its
+        with ExitStack() as turns:
+            for answers in its.answering:
+                turns.enter_context(answers.turn)
+            its.variants.take(loaded, moved())
             its.rerankers.fit(its.variants)
-            its.model = model
+            its.model = loaded.all[""].model
             its.renew()
-        its.archive.renew(Index(self.place))
+        its.archive.written()
+
+    # ------------------------------------------------ a switch made elsewhere
+
+    def state(self) -> str:
+        """ok, or of an index that has taken the place of the one that answers: switching while its model is loaded,
+        no-model where that could not be done."""
+        if not self.its.variants.replaced:
+            return "ok"
+        return "no-model" if self._why else "switching"
+
+    def ready(self) -> None:
+        """Raises ApiError 503 while no model answers for the index that is there."""
+        state = self.state()
+        if state == "switching":
+            what = "clipreel migrate has put another index in place of this one, and its model is being loaded"
+            raise ApiError(503, state, f"{what}; ask again in 2 s", headers={"retry-after": "2"})
+        if state == "no-model":
+            raise ApiError(503, state, self._why, headers={"retry-after": f"{RETRY_S:g}"})
+
+    def follow(self) -> None:
+        """Load the model of an index that another process has put in place of one that answers; call in a thread."""
+        if time.monotonic() < self._again or not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self.its.variants.replaced:
+                self._follow()
+            self._why = ""
+        except Exception as e:  # whatever it is, the next try may go better
+            self._again = time.monotonic() + RETRY_S
+            self._why = self._refused(e)
+        finally:
+            self._turn.release()
+
+    def _follow(self) -> None:
+        index = Index(self.place)
+        if not self.its.settings.read_only and (why := claimed(index)):
+            raise ClipreelError(f"{why}; end that server first")
+        self._take(self._loaded(index), lambda: index)
+
+    def _refused(self, e: Exception) -> str:
+        """What searches are told; paths are for this machine alone."""
+        reason = str(e) if isinstance(e, ClipreelError) else f"{type(e).__name__}: {e}"
+        found = self.found()
+        if isinstance(e, NotHere):
+            name = found[0].index.facts["model"]
+            reason = f"{name} is not on this machine; fetch it with: clipreel info {name} --download"
+        elif not self.its.settings.loopback:
+            reason = "the log of the server says why"
+        back = [f"; the former index comes back with: {COMMANDS[c.role]}" for c in found if c.role != "current"]
+        why = f"another index is in the place of the one that answered, and cannot be searched: {reason}"
+        why += f". This server goes on by itself when that is mended{back[-1] if back else ''}"
+        if why != self._why:
+            log.warning("%s (%s)", why, e)
+        return why
 
 
 def called(index: Index) -> str:

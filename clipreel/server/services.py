@@ -33,6 +33,7 @@ from clipreel.server.uploads import Uploads
 from clipreel.server.variants import Variants
 
 TICK_S = 2.0
+FOLLOW_S = 0.5
 
 
 @dataclass
@@ -77,7 +78,10 @@ class Services:
         events = Events(settings.event_clients)
         uploads = Uploads(decoders, settings)
         askers = made(variants, rerankers)
-        answering = [Answers(a, lambda id: str(uploads.get(id).path), variants, rerankers) for a in askers]
+        answering = [
+            Answers(a, lambda id: str(uploads.get(id).path), variants, rerankers, lambda: found.models.ready())
+            for a in askers
+        ]
         desk = Desk(answering[0], settings.search_waiting, settings.search_batch, settings.search_s, metrics)
         reranking = desk
         if len(answering) > 1:
@@ -85,7 +89,7 @@ class Services:
             reranking = Desk(answering[1], settings.rerank_waiting, 1, settings.rerank_s, metrics, what)
         media = Media(archive, decoders, settings, metrics)
         pictures = Pictures(archive, decoders, settings)
-        found = cls(
+        found: Services = cls(
             settings=settings,
             metrics=metrics,
             model=model,
@@ -112,7 +116,7 @@ class Services:
         metrics.gauge("event_clients", "clients that listen to events", lambda: len(events.clients))
         metrics.gauge("memory_bytes", "resident memory of the server", resident)
         found.models = Models(found, place, device)
-        found.tasks.append(asyncio.create_task(found._tick()))
+        found.tasks += [asyncio.create_task(act()) for act in (found._tick, found._follow)]
         return found
 
     async def _tick(self) -> None:
@@ -126,6 +130,12 @@ class Services:
                 await run_in_threadpool(self.archive.now)
             held = [self.archive.last, *(view.read for a in self.answering for view in a.asker.kept.values())]
             await run_in_threadpool(settling.look, held)
+
+    async def _follow(self) -> None:
+        """Beside the ticks, because a model may take a while to load."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            await run_in_threadpool(self.models.follow)
 
     def written(self) -> None:
         """A job has written to the index: who hears that it is done finds what it did."""

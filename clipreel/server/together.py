@@ -121,7 +121,7 @@ class Holding(Searcher):
     """A searcher that stays with one state of the index until it is told to look again."""
 
     held: Moments | Approximate | None = None
-    lender: Holding | None = None  # of another thread, whose vectors are taken so that they are in memory once
+    lender: Holding | None = None  # of another thread; its vectors are taken, so that they are in memory once
 
     def source(self) -> Moments | Approximate:
         if self.held is None:
@@ -130,13 +130,10 @@ class Holding(Searcher):
         return self.held
 
     def look(self) -> None:
-        """Take in the index as it is now."""
-        lent = None if self.lender is None else self.lender.held
-        if lent is None:
-            self.held = super().source()
-            return
-        self.index.version()  # what is read beside the vectors is as new
-        self.held, self._source = lent, None
+        """Take in the index as it is now, from the lender where it has seen this state already."""
+        if self.lender is not None and self.lender._version == (version := self.index.version()):
+            self._source, self._version = self.lender._source, version
+        self.held = super().source()
 
 
 class KeptView(View):

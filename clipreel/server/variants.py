@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,20 @@ class Variants:
             variant = Variant(name, with_adapter(base, folder) if folder else base, index, folder)
             check_space(index, variant.model)
             self.all[name] = variant
-        self.kept = kept
+        self.base, self.kept = base, kept
         self.active = ""
         if kept.is_file() and (before := kept.read_text("utf-8", "replace").strip()) in self.all:
             self.active = before
 
-    def take(self, index: Index, model: Retriever) -> None:
-        """The index that is served has another model now, and no other one beside it."""
-        self.all = {"": Variant(named(index, ""), model, index, index.facts.get("adapter") or "")}
-        self.active = ""
+    def take(self, other: Variants, index: Index) -> None:
+        """Become those of `other`, the first of which is at `index` now."""
+        self.all = {**other.all, "": replace(other.all[""], index=index)}
+        self.base, self.active = other.base, other.active
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another index, or one of another model, is where one of these was."""
+        return any(v.index.replaced or v.index.facts["space"] != v.model.space for v in self.all.values())
 
     @property
     def beside(self) -> dict[str, tuple[Retriever, Index]]:

@@ -7,10 +7,12 @@ import re
 
 import pytest
 
+from clipreel.search import migrate
 from tests.browser.contrast import readable
 from tests.browser.steps import CARDS, RING, ask, until, wait_first
 
 NEW = "shapes-tiny + my footage"
+FOLLOWED_MS = 60_000  # a model that could not be loaded is tried again now and then
 
 
 def test_another_model_is_switched_to_and_back(open_page, moving, picture):
@@ -47,6 +49,28 @@ def test_another_model_is_switched_to_and_back(open_page, moving, picture):
     section.get_by_role("button", name="Switch back to shapes-tiny").click()
     section.get_by_role("button", name="Switch now").click()
     until(page, "document.querySelector('.models .active th').firstChild.textContent === 'shapes-tiny'")
+
+
+def test_a_switch_made_elsewhere_is_told_and_followed(open_page, moving, adapter):
+    page = open_page(served=moving)
+    ask(page, RING)
+    label = page.locator("#adapters .label")
+    assert label.inner_text() == "shapes-tiny"
+    away = adapter.rename(adapter.with_name("away"))
+    try:
+        migrate.switch(str(moving.index))
+        ask(page, "a little yellow bar")
+        page.locator("#state", has_text="comes back with: clipreel migrate --undo").wait_for(timeout=FOLLOWED_MS)
+        away.rename(adapter)
+        page.locator(CARDS).first.wait_for(timeout=FOLLOWED_MS)  # nothing was pressed
+        page.locator("#adapters .label", has_text="my footage").wait_for()
+        migrate.undo(str(moving.index))
+        page.wait_for_timeout(1000)  # the server looks twice a second
+        ask(page, RING)
+        wait_first(page, "the long table.mp4")
+    finally:
+        if away.is_dir():
+            away.rename(adapter)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

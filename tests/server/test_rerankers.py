@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from clipreel.server.settings import Settings
 from clipreel.video.shots import Segments
 from tests.alpro.tiny import retriever
 from tests.server.conftest import API, Serve, code, model, services
+from tests.video.make import write
 
 SEARCH = f"{API}/search"
 
@@ -78,6 +80,25 @@ def test_a_head_and_an_alpro_order_the_hits_of_a_search(serve: Serve, framed: st
     assert "those that are: mean, judge" in unknown.json()["error"]["message"]
     for body in ({"text": "red", "minus": ["blue"], "rerank": "mean"}, {"text": "-red", "rerank": "judge"}):
         assert client.post(SEARCH, json=body).status_code == 422
+
+
+def test_a_reranker_sees_at_once_what_was_written(serve: Serve, framed: str, tmp_path: Path) -> None:
+    place, videos = str(shutil.copytree(framed, tmp_path / "index")), tmp_path / "more"
+    client = serve(place, rerankers=("mean",))
+    videos.mkdir()
+
+    def found(**body: str) -> set[str]:
+        return {h["name"] for h in client.post(SEARCH, json={"text": "red", **body}).json()["hits"]}
+
+    assert found() == found(rerank="mean") == {"a.mp4", "b.mkv", "c.avi"}
+    for n in range(2):  # no other search has looked at the index meanwhile; then one has
+        write(videos / f"{n}.mp4", frames=24 + n)
+        update(Index(place), model(), [str(videos)], workers=1)
+        services(client).written()
+        assert n == 0 or f"{n}.mp4" in found()
+        assert f"{n}.mp4" in found(rerank="mean")
+    plain, second = (desk.answer.asker.first.holding for desk in (services(client).desk, services(client).reranking))
+    assert plain.held is second.held  # in memory once
 
 
 def test_nobody_waits_for_a_reranker(serve: Serve, framed: str) -> None:

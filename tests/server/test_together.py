@@ -111,13 +111,28 @@ def test_an_adapter_answers_by_name_and_can_be_made_the_one_that_does(
     assert both["hits"][0]["video"] in {way["hits"][0]["video"] for way in ways}
     again = client.post(f"{API}/search", json={"text": "red", "adapters": ["base", "mine"], "k": 1, "offset": 2}).json()
     assert again["hits"][0]["video"] == both["hits"][2]["video"]
-    assert code(client.post(f"{API}/search", json={"text": "red", "adapters": ["other"]}))[0] == 404
+    assert code(client.post(f"{API}/search", json={"text": "red", "adapters": ["other"]})) == (404, "no-such-adapter")
     active = client.post(f"{API}/adapters/mine/activate").json()["adapters"]
     assert [a["active"] for a in active] == [False, True]
     assert {h["adapter"] for h in client.get(f"{API}/search", params={"q": "red"}).json()["hits"]} == {"mine"}
     again = serve(archive[1], others=(tuned,))  # the next start
     assert again.get(f"{API}/adapters").json()["adapters"][1]["active"]
     assert code(client.post(f"{API}/adapters/other/activate")) == (404, "no-such-adapter")
+
+
+def test_the_simple_forms_name_adapters_too(serve: Serve, archive: tuple[Path, str], tuned: str) -> None:
+    client = serve(archive[1], others=(tuned,))
+    like = {"video": ids(client)["a.mp4"]}
+    for path, simple, body in (("search", {"q": "red"}, {"text": "red"}), ("similar", like, {"like": [like]})):
+        for adapters in ([], ["mine"], ["base", "mine"]):
+            wanted = client.post(f"{API}/search", json={**body, "adapters": adapters}).json()
+            found = client.get(f"{API}/{path}", params={**simple, "adapters": adapters}).json()
+            assert found["hits"] == wanted["hits"]
+        for wrong, says in ((["mine", "other"], (404, "no-such-adapter")), (["mine"] * 9, (422, "invalid"))):
+            assert code(client.get(f"{API}/{path}", params={**simple, "adapters": wrong})) == says
+            assert code(client.post(f"{API}/search", json={**body, "adapters": wrong})) == says
+        told = client.get("/openapi.json").json()["paths"][f"{API}/{path}"]["get"]["parameters"]
+        assert "names of GET /adapters" in next(p["description"] for p in told if p["name"] == "adapters")
 
 
 def test_a_report_is_shown_and_can_do_nothing(serve: Serve, archive: tuple[Path, str], tuned: str) -> None:

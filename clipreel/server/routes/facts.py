@@ -65,8 +65,12 @@ async def tags(its: Its) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(its: Its) -> dict[str, Any]:
-    """Whether the server answers."""
-    return {"version": VERSION, "status": "ok", "videos": len(its.archive.last.files)}
+    """Whether the server answers: ok, switching (a model is being loaded), or no-model (a search says why)."""
+    return {
+        "version": VERSION,
+        "status": await run_in_threadpool(its.models.state),
+        "videos": len(its.archive.last.files),
+    }
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -12,6 +12,9 @@ from clipreel.server.services import Services, services
 
 router = APIRouter(tags=["search"])
 Its = Annotated[Services, Depends(services)]
+Adapters = Annotated[
+    list[Name], Query(max_length=8, description="who answers, by names of GET /adapters; may be given several times")
+]
 EXAMPLE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Hits, best first; `state` is nothing where nothing here matches",
@@ -76,12 +79,22 @@ async def search_simply(
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
     folder: Annotated[str | None, Query(max_length=1000)] = None,
     tag: Annotated[list[Name], Query(max_length=20)] = [],  # noqa: B006 - FastAPI copies defaults
+    adapters: Adapters = [],  # noqa: B006
 ) -> Response:
     """The simple form, for a browser's address line and for curl."""
-    return await search(Search(text=q, k=k, offset=offset, filters=Filters(folder=folder, tags=tag)), its)
+    filters = Filters(folder=folder, tags=tag)
+    return await search(Search(text=q, k=k, offset=offset, filters=filters, adapters=adapters), its)
 
 
 @router.get("/similar", responses=EXAMPLE, response_class=Response)
-async def similar(its: Its, video: Id, at_s: Seconds | None = None, k: Count = 24, offset: Offset = 0) -> Response:
+async def similar(
+    its: Its,
+    video: Id,
+    at_s: Seconds | None = None,
+    k: Count = 24,
+    offset: Offset = 0,
+    adapters: Adapters = [],  # noqa: B006 - FastAPI copies defaults
+) -> Response:
     """More like a video, or like its moment."""
-    return await search(Search(like=[Like(video=video, at_s=at_s)], k=k, offset=min(offset, 10_000)), its)
+    like = [Like(video=video, at_s=at_s)]
+    return await search(Search(like=like, k=k, offset=min(offset, 10_000), adapters=adapters), its)

@@ -32,6 +32,7 @@ let answeredAt = 0;
 let answered = ""; // the text that the hits shown answer; empty where pictures or moments were asked too
 let total = 0; // null where it is not known
 let next = null; // where the next page begins
+let elsewhere = false; // whether another model took the place of the one that answered, by nothing done here
 let playing = -1; // place of the hit in the player
 let returnTo = false; // whether closing the player goes back in history
 
@@ -93,6 +94,10 @@ async function search({ push = false, quiet = false, remember = true } = {}) {
     if (running !== mine) return;
     answered = text;
     shown(answer);
+    if (elsewhere) {
+      elsewhere = false;
+      models.switched();
+    }
   } catch (error) {
     if (error.name !== "AbortError" && running === mine) failed(error);
   } finally {
@@ -221,6 +226,10 @@ function noVideos() {
 function failed(error) {
   document.body.classList.remove("waiting");
   const away = error.code === "offline" || error.status >= 500;
+  if (error.code === "switching" || error.code === "no-model") {
+    elsewhere = true;
+    state.adapters = []; // they belong to the model before
+  }
   grid.show([]);
   more();
   tell(away ? "No answer" : "This cannot be answered", [capital(error.message)], [["Try again", () => search({ remember: false }), true]], "bad");
