@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from clipreel.errors import ClipreelError
+from clipreel.errors import ClipreelError, NotHere
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SMALL_FILES = [
@@ -28,10 +28,6 @@ WEIGHTS = [
     ("pytorch_model-*-of-*.bin",),
     ("open_clip_pytorch_model.bin",),
 ]
-
-
-class NotHere(ClipreelError):
-    """A model of the hub that is not on this machine, where no download is allowed."""
 
 
 def snapshot(hub_id: str, download: bool) -> Path:

@@ -17,8 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipreel.errors import ClipreelError
-from clipreel.hub import NotHere
+from clipreel.errors import ClipreelError, NotHere
 from clipreel.search import migrate
 from clipreel.search.index import Index
 from clipreel.search.loading import base_of, on_base

@@ -53,6 +53,7 @@ def test_judgements_are_kept_and_become_pairs(
     out = videos / "mine.jsonl"
     assert main(["pairs", "write", str(out), "--index", place]) == 0
     moved = {"video": str(videos / "renamed.mp4"), "start": 0.5, "end": 2.0, "captions": ["a red circle"]}
+    moved["not"] = [{"video": str(videos / "b.mkv"), "start": 0.5, "end": 3.0}]
     assert [json.loads(line) for line in out.read_text().splitlines()] == [moved]
     capsys.readouterr()
     assert main(["pairs", "list", "--json", "--index", place]) == 0
