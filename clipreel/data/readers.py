@@ -111,6 +111,13 @@ def read_misses(
     `samples` are those of the file; a part that is one of them has its id. `videos` and `quarantine` are those of
     `read_samples`. Raises ClipreelError with the line for a `not` of another form, a video that is not there, and a
     part that is judged both ways.
+
+    >>> from tempfile import mkdtemp
+    >>> file = Path(mkdtemp()) / "pairs.jsonl"
+    >>> file.with_name("b.mp4").touch()
+    >>> _ = file.write_text('{"video": "a.mp4", "caption": "a dog", "not": [{"video": "b.mp4"}]}')
+    >>> read_misses(file, [])["a dog"][0].id
+    'b'
     """
     file = annotation_file(Path(path))
     folder = file.parent if videos is None else Path(videos)
