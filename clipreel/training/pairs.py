@@ -18,6 +18,7 @@ from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.sources import Source
 from clipreel.errors import ClipreelError
+from clipreel.training.config import within
 
 SHAPES = "shapes"
 
@@ -46,6 +47,10 @@ class DataConfig:
     held_out_share: float = 0.2
     limit: int | None = None
     general: str | None = None
+
+    def __post_init__(self) -> None:
+        within("validation_share", self.validation_share, 0, 1)
+        within("held_out_share", self.held_out_share, 0, 1)
 
 
 @dataclass(frozen=True)

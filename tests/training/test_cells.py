@@ -14,7 +14,8 @@ from clipreel.training.cells import Cell, cells
 from clipreel.training.config import read
 from clipreel.training.optim import by_rules
 from clipreel.training.post_pretraining import PostPretrainConfig, every_option
-from clipreel.training.tuning import checked, rates, read_config, resolved
+from clipreel.training.settings import checked, read_config, resolved
+from clipreel.training.tuning import rates
 from clipreel.tuners import build
 from clipreel.tuners.counting import ARCHITECTURES
 
