@@ -11,7 +11,7 @@ from clipreel.errors import ClipreelError
 from clipreel.heads import head_named, head_options
 from clipreel.training.batches import Augment
 from clipreel.training.config import GroupRule, OptimConfig, TrainConfig, as_dict, override, read, within
-from clipreel.training.pairs import DataConfig
+from clipreel.training.pairs import SHAPES, DataConfig
 from clipreel.tuners import FROZEN, options, own_rates
 from clipreel.video.transforms import Preprocess
 
@@ -43,9 +43,10 @@ class HeadChoice:
 class TuneConfig:
     """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
     `head` alone; `lr` None takes the method's own rates, a number stands for all of them, and `train.optim.lr` must not
-    be stated beside it; `order` says which captions meet in a batch; `random_frames` draws
-    one frame of each part; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
-    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from."""
+    be stated beside it; `order` says which captions meet in a batch, and `same_video` whether those of one video are
+    right for each other there, or wrong, as in the papers' codes; `random_frames` draws one frame of each part; `loss`
+    is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start`
+    is an adapter of the method, or a released checkpoint of it, to go on from."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
@@ -55,6 +56,7 @@ class TuneConfig:
     frames: int = 12
     batch: int = 32
     order: Literal["distinct", "pairs", "opposites"] = "distinct"
+    same_video: Literal["right", "wrong"] = "right"
     random_frames: bool = False
     augment: Augment = field(default_factory=Augment)
     loss: str = "contrastive"
@@ -111,6 +113,11 @@ def read_config(
 def checked(config: TuneConfig) -> None:
     """Raises ClipreelError for what does not go together, before anything is loaded."""
     resolved(config)
+    if config.order == "opposites" and config.data.path not in ("", SHAPES):
+        raise ClipreelError(
+            "order opposites needs to know which video is the opposite of which, and only the shapes world says so: "
+            "take distinct, or pairs"
+        )
     if config.train.optim.lr not in (OptimConfig.lr, config.lr):
         raise no_rate(config.train.optim.lr)
     if config.train.select.metric not in METRICS:

@@ -102,10 +102,11 @@ def tune(
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
     frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
-    validation = [s for s in pairs.validation if s.id in frames]
+    where = config.train.select.split
+    selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
-        now = measured(adapted(base, tuner, head, config), validation, frames, config.frames, "validation")
+        now = measured(adapted(base, tuner, head, config), selecting, frames, config.frames, where)
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
     outcome = fit(
@@ -113,11 +114,13 @@ def tune(
         loader,
         rates(config, head),
         folder / "run",
-        validator=Validator("validation", measure),
+        validator=Validator(where, measure),
         facts=facts_of(config, base, pairs),
         progress=progress,
         say=say,
     )
+    if outcome.on_test:
+        say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
     split = pairs.label or f"{config.data.path} held out"
 
     def seen(model: Retriever, selection: str) -> Looked:
@@ -170,9 +173,10 @@ def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
 
 
 def recipe_of(base: Retriever, tuner: Tuner, head: Head | None, config: TuneConfig) -> RetrievalRecipe:
+    how: dict[str, Any] = {"max_scale": config.max_scale, "same_video": config.same_video}
     if head is None:
-        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
-    return HeadRecipe(base.clip, tuner, base.preprocess, head, max_scale=config.max_scale)
+        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, **how)
+    return HeadRecipe(base.clip, tuner, base.preprocess, head, **how)
 
 
 def rates(config: TuneConfig, head: Head | None) -> TrainConfig:

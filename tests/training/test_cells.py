@@ -43,6 +43,13 @@ def test_every_cell_builds_and_its_rules_meet_parameters(path: Path) -> None:
             assert recalls == sorted(recalls)
 
 
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_captions_of_one_video_are_wrong_for_each_other_as_in_the_codes_that_draw_pairs(path: Path) -> None:
+    """Specification vop.md 9.11, mv_adapter.md 4; CLIP-ViP draws every video once."""
+    ways = {(cell.config.order, cell.config.same_video) for cell in cells(path).values()}
+    assert ways == {("distinct", "right") if path.parent.name == "clip_vip" else ("pairs", "wrong")}
+
+
 def test_every_paper_has_its_tables() -> None:
     assert {p.parent.name for p in TABLES} == {"clip4clip", "clip_vip", "mv_adapter", "petl", "vop"}
     assert sum(len(cells(p)) for p in TABLES) > 100

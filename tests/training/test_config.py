@@ -8,6 +8,7 @@ import torch
 
 import clipreel
 from clipreel.errors import ClipreelError
+from clipreel.heads import unit
 from clipreel.training.config import (
     GroupRule,
     OptimConfig,
@@ -19,9 +20,10 @@ from clipreel.training.config import (
     to_yaml,
 )
 from clipreel.training.optim import by_rules
+from clipreel.training.pairs import DataConfig
 from clipreel.training.post_pretraining import PostPretrainConfig
 from clipreel.training.settings import TuneConfig, checked, read_config, same_run, settled
-from clipreel.training.tuning import parts, rates, with_pixels
+from clipreel.training.tuning import parts, rates, recipe_of, with_pixels
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,28 @@ def test_pixels_are_set_by_key_and_as_a_whole() -> None:
         with_pixels(base, read_config(None, ["pixels={resize: bilinear}"]).pixels)
     with pytest.raises(ClipreelError, match="pixels: size"):
         with_pixels(base, {"size": "big"})
+
+
+@pytest.mark.parametrize("head", ["mean", "seq_transf"])
+def test_captions_of_one_video_are_right_or_wrong_as_the_config_says(head: str) -> None:
+    base = clipreel.load("shapes-tiny", device="cpu")
+    g = torch.Generator().manual_seed(0)
+    shapes = {"video": (3, base.embed_dim), "text": (3, base.embed_dim), "frames": (3, 12, base.embed_dim)}
+    features = {name: unit(torch.randn(shape, generator=g)) for name, shape in shapes.items()}
+    losses = {}
+    for way in ("right", "wrong"):
+        config = build(TuneConfig, {"method": "vop", "head": {"name": head}, "same_video": way})
+        torch.manual_seed(0)
+        recipe = recipe_of(base, *parts(base, config), config)
+        for groups in ((0, 0, 1), (0, 1, 2)):
+            losses[way, groups] = recipe.losses(features, torch.tensor(groups))[0]["contrastive"].item()
+    apart = losses["right", (0, 1, 2)]
+    assert losses["wrong", (0, 0, 1)] == losses["wrong", (0, 1, 2)] == pytest.approx(apart, abs=1e-5)
+    assert losses["right", (0, 0, 1)] != pytest.approx(apart, abs=1e-3)
+
+
+def test_opposites_are_known_of_the_shapes_world_alone() -> None:
+    config = TuneConfig(order="opposites", data=DataConfig("pairs.jsonl"))
+    with pytest.raises(ClipreelError, match="only the shapes world says so: take distinct, or pairs"):
+        checked(config)
+    checked(replace(config, data=DataConfig("shapes")))
