@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipreel.training.batches import Batch
 
 SHOWN = 8
+LOWER = "lower the learning rate (lr of clipreel tune, else train.optim.lr)"
 
 
 def not_finite(
@@ -27,7 +28,7 @@ def not_finite(
     broken = [name for name, p in params.items() if not _finite(p)]
     if any(distributed.share(bool(broken))):
         where = _named(broken or ["on another process"])
-        return ClipreelError(f"{said}, because weights are not ({where}); lower optim.lr and start in a new folder")
+        return ClipreelError(f"{said}, because weights are not ({where}); {LOWER}, and start in a new folder")
     guilty = list(
         dict.fromkeys(name for part in distributed.share(_guilty(recipe, batch, step, passes)) for name in part)
     )
@@ -39,7 +40,7 @@ def not_finite(
         )
     names = [name for part in distributed.share(list(batch.names)) for name in part]
     return ClipreelError(
-        f"{said}, and no sample of the batch is the cause by itself ({_named(names)}); lower optim.lr, or use "
+        f"{said}, and no sample of the batch is the cause by itself ({_named(names)}); {LOWER}, or use "
         "precision: float32"
     )
 

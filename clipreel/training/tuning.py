@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,63 +27,22 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import save_features
 from clipreel.evaluation.metrics import Result
 from clipreel.head_files import save_head
-from clipreel.heads import Head, build_head, head_named, head_options
+from clipreel.heads import Head, build_head
 from clipreel.losses import missed_in
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN, Tuner
-from clipreel.training.batches import Augment, Loader
+from clipreel.training.batches import Loader
 from clipreel.training.checkpoint import read_whole, take
-from clipreel.training.config import GroupRule, TrainConfig, as_dict, override, read, to_yaml
+from clipreel.training.config import GroupRule, TrainConfig, as_dict, to_yaml
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.measuring import Compared, Looked, Say, below, cached, compare, look, measured
 from clipreel.training.order import Order
-from clipreel.training.pairs import DataConfig, Pairs, read_pairs
+from clipreel.training.pairs import Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
+from clipreel.training.settings import TuneConfig, checked, resolved, settled
 from clipreel.training.starting import start_from
-from clipreel.tuners import FROZEN, build, method, options
-
-
-@dataclass(frozen=True)
-class HeadChoice:
-    """The head that is trained with the method: a name in heads.HEADS, or as its paper writes it, and its own `lr`.
-
-    `mean` is the mean of the frames' vectors, which is what there is without a head.
-    """
-
-    name: str = "mean"
-    options: dict[str, Any] = field(default_factory=dict)
-    lr: float = 1e-4
-
-    @property
-    def kind(self) -> str:
-        """Our name of the head."""
-        return head_named(self.name)
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
-    `head` alone; `lr` None takes the method's own; `order` says which captions meet in a batch; `random_frames` draws
-    one frame of each part; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
-    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from."""
-
-    model: str = "openai/clip-vit-base-patch32"
-    method: str = "vop_fc"
-    options: dict[str, Any] = field(default_factory=dict)
-    head: HeadChoice = field(default_factory=HeadChoice)
-    data: DataConfig = field(default_factory=DataConfig)
-    frames: int = 12
-    batch: int = 32
-    order: Literal["distinct", "pairs", "opposites"] = "distinct"
-    random_frames: bool = False
-    augment: Augment = field(default_factory=Augment)
-    loss: str = "contrastive"
-    max_scale: float = 100.0
-    pixels: dict[str, Any] = field(default_factory=dict)
-    start: str | None = None
-    lr: float | None = None
-    train: TrainConfig = field(default_factory=TrainConfig)
+from clipreel.tuners import build
 
 
 @dataclass(frozen=True)
@@ -108,56 +67,6 @@ class Tuned:
     misses: dict[str, int] | None = None
 
 
-def read_config(
-    path: Path | None,
-    changes: Sequence[str] = (),
-    *,
-    method: str | None = None,
-    model: str | None = None,
-    head: str | None = None,
-) -> TuneConfig:
-    """A config from a YAML file (the defaults without one), then method, model and head, then changes as "lr=1e-3".
-
-    Changes may name every option of the method and of the head, as options.joint_layers=2 or head.options.layers=2.
-    """
-    config = read(TuneConfig, path)
-    first = [c for c in changes if c.startswith(("method=", "head.name="))]
-    for change in first:
-        config = override(config, change)
-    config = replace(config, method=method or config.method, model=model or config.model)
-    if head not in (None, config.head.name):
-        config = replace(config, head=HeadChoice(str(head)))
-    every = options(config.method, config.options)
-    if "frames" not in config.options:  # follows the frames of the config
-        every.pop("frames", None)
-    of_head = head_options(config.head.name, config.head.options)
-    config = replace(config, options=every, head=replace(config.head, options=of_head))
-    for change in changes:
-        if change not in first:
-            config = override(config, change)
-    checked(config)
-    return config
-
-
-def checked(config: TuneConfig) -> None:
-    """Raises ClipreelError for options and heads that do not go together, before anything is loaded."""
-    resolved(config)
-    head_options(config.head.name, config.head.options)
-    if config.head.kind == "mean":
-        if config.method == FROZEN:
-            raise ClipreelError(f"the method {FROZEN} trains nothing below a head: name one, as --head seq_transf")
-    elif config.loss != "contrastive":
-        raise ClipreelError(f"loss {config.loss!r}: a head is trained by contrastive alone; take that, or no head")
-
-
-def resolved(config: TuneConfig) -> dict[str, Any]:
-    """All options of the method; those that learn frame positions learn as many as there are frames."""
-    stated = dict(config.options)
-    if "frames" in options(config.method, {}) and "frames" not in stated:
-        stated["frames"] = config.frames
-    return options(config.method, stated)
-
-
 def tune(
     config: TuneConfig,
     folder: Path,
@@ -177,6 +86,7 @@ def tune(
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     checked(config)
+    config = settled(config)
     base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     if pairs.misses.trained:
@@ -192,10 +102,11 @@ def tune(
     place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
     frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
-    validation = [s for s in pairs.validation if s.id in frames]
+    where = config.train.select.split
+    selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
-        now = measured(adapted(base, tuner, head, config), validation, frames, config.frames, "validation")
+        now = measured(adapted(base, tuner, head, config), selecting, frames, config.frames, where)
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
     outcome = fit(
@@ -203,11 +114,13 @@ def tune(
         loader,
         rates(config, head),
         folder / "run",
-        validator=Validator("validation", measure),
+        validator=Validator(where, measure),
         facts=facts_of(config, base, pairs),
         progress=progress,
         say=say,
     )
+    if outcome.on_test:
+        say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
     split = pairs.label or f"{config.data.path} held out"
 
     def seen(model: Retriever, selection: str) -> Looked:
@@ -260,17 +173,17 @@ def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
 
 
 def recipe_of(base: Retriever, tuner: Tuner, head: Head | None, config: TuneConfig) -> RetrievalRecipe:
+    how: dict[str, Any] = {"max_scale": config.max_scale, "same_video": config.same_video}
     if head is None:
-        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
-    return HeadRecipe(base.clip, tuner, base.preprocess, head, max_scale=config.max_scale)
+        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, **how)
+    return HeadRecipe(base.clip, tuner, base.preprocess, head, **how)
 
 
 def rates(config: TuneConfig, head: Head | None) -> TrainConfig:
     """The training config with the learning rates of the method and of the head."""
-    optim = config.train.optim
+    train = settled(config).train
     own = (GroupRule(r"^head\.", lr=config.head.lr),) if head is not None and trained(head) else ()
-    lr = config.lr or method(config.method).rate
-    return replace(config.train, optim=replace(optim, lr=lr, groups=(*own, *optim.groups)))
+    return replace(train, optim=replace(train.optim, groups=(*own, *train.optim.groups)))
 
 
 def with_weights(base: Retriever, config: TuneConfig, snapshot: Snapshot) -> Retriever:
