@@ -91,10 +91,7 @@ def test_encodings(tmp_path: Path) -> None:
         ("utf-16", "is UTF-16 text, not UTF-8; repair: iconv -f UTF-16 "),
         ("utf-16-le", "iconv -f UTF-16LE "),
         ("utf-16-be", "iconv -f UTF-16BE "),
-        (
-            "latin-1",
-            'line 2: byte 0xfc is not UTF-8. If \'mp4", "caption": "Gr\u00fc\u00dfe"}\' reads right, repair: iconv -f W',
-        ),
+        ("latin-1", 'line 2: byte 0xfc is not UTF-8. If \'mp4", "caption": "Gr\u00fc\u00dfe"}\' reads right, repair: '),
     ]:
         path.write_bytes(("{}\n" + line).encode(encoding))
         with pytest.raises(ClipreelError) as e:

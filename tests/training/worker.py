@@ -162,6 +162,11 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     if options.get("own_loop"):
         own_loop(folder, options["sizes"], options.get("misses", False))
         return
+    if "dark" in options:
+        from tests.training import test_engine
+
+        fit(test_engine.dark_recipe(options["dark"]), test_engine.OneDark(), tiny_config(), folder)
+        return
     recipe = tiny_recipe(options.get("dropout", 0.0), options.get("method", ""), train_base=options.get("shard", False))
     if options.get("shard"):
         distributed.shard(recipe.clip)
