@@ -37,7 +37,7 @@ def bits(shape: Sequence[int], device: torch.device) -> Tensor:
     rows, each = shape[0], prod(shape[1:])
     place = torch.arange(_start, _start + rows, device=device)
     # a tensor without dimensions may stay on the CPU, so that nothing waits for a GPU
-    key = _mixed(place.mul_(STRIDE).add_(torch.randint(2**63 - 1, ())))
+    key = _mixed(place.mul_(STRIDE).add_(torch.randint(2**63 - 1, (), device="cpu")))
     inside = torch.arange(-(-each // 2), device=device).mul_(STRIDE)
     return _mixed(key[:, None] + inside).view(torch.int32)[:, :each].reshape(shape)
 
