@@ -39,6 +39,8 @@ POINTS = 3  # of the curve, besides its beginning
 TRIED = 5  # steps that an estimate is made of
 MEASURES = ("t2v R@1", "t2v R@5", "t2v R@10", "t2v mean", "v2t R@1")
 RATE = 1e-4
+# CLIP-ViP sets the logit scale to CLIP's; that of the model here is less than half, and all rows must begin with one
+OWN = {"log_scale": None}
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def tuned(method: str, seed: int, steps: int, **changes: Any) -> TuneConfig:
 
 def proxy_configs(lengths: Lengths) -> dict[str, TuneConfig]:
     """Mean pooling, full attention and M proxies, tuned on films that stand beside their opposites, so order counts."""
-    ways: dict[str, tuple[str, dict[str, Any]]] = {"mean_pool": ("full", {}), "full_attention": ("clip_vip_joint", {})}
-    ways |= {f"proxies_{m}": ("clip_vip", {"proxies": m}) for m in PROXIES}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {"mean_pool": ("full", {}), "full_attention": ("clip_vip_joint", OWN)}
+    ways |= {f"proxies_{m}": ("clip_vip", {"proxies": m} | OWN) for m in PROXIES}
     every = max(1, lengths.proxies // 2)
     return {
         name: tuned(
@@ -113,10 +115,11 @@ def proxy_configs(lengths: Lengths) -> dict[str, TuneConfig]:
 
 def loss_legs(root: Path, seed: int, lengths: Lengths, captions: str) -> list[Leg]:
     """Post-pretraining with every combination, then the same fine-tuning; and that alone."""
-    legs = [Leg("none/tuned", tuned("clip_vip", seed, lengths.tune), "no post-pretraining")]
+    legs = [Leg("none/tuned", tuned("clip_vip", seed, lengths.tune, options=OWN), "no post-pretraining")]
     for loss in LOSSES:
         config = PostPretrainConfig(
             model=MODEL,
+            options=OWN,
             sources={"films": SourceConfig(SHAPES, captions=captions)},
             frames=4,
             batch=32,
@@ -126,7 +129,7 @@ def loss_legs(root: Path, seed: int, lengths: Lengths, captions: str) -> list[Le
         start = str(root / loss / "post" / "adapter")
         legs += [
             Leg(f"{loss}/post", config),
-            Leg(f"{loss}/tuned", tuned("clip_vip", seed, lengths.tune, start=start), loss, lengths.post),
+            Leg(f"{loss}/tuned", tuned("clip_vip", seed, lengths.tune, options=OWN, start=start), loss, lengths.post),
         ]
     return legs
 

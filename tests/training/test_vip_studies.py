@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import clipreel
 from clipreel.errors import ClipreelError
@@ -13,6 +14,7 @@ from clipreel.training.config import as_dict, read, to_yaml
 from clipreel.training.post_pretraining import PostPretrainConfig
 from clipreel.training.settings import TuneConfig, read_config
 from clipreel.training.vip_studies import LOSSES, Leg, Lengths, estimate, loss_legs, main, proxy_configs, scale_legs
+from clipreel.tuners import build, options
 
 SHORT = Lengths(10, 8, 6)
 
@@ -21,11 +23,20 @@ def test_the_proxies_study_compares_what_the_paper_does(tmp_path: Path) -> None:
     configs = proxy_configs(SHORT)
     assert list(configs) == ["mean_pool", "full_attention", "proxies_1", "proxies_2", "proxies_4", "proxies_8"]
     assert {c.order for c in configs.values()} == {"opposites"}
-    assert configs["proxies_8"].options == {"proxies": 8}
+    assert configs["proxies_8"].options == {"proxies": 8, "log_scale": None}
     for name, config in configs.items():
         (tmp_path / f"{name}.yaml").write_text(to_yaml(config))
         again = read_config(tmp_path / f"{name}.yaml")
         assert (again.method, again.train) == (config.method, config.train)
+
+
+def test_every_run_of_a_study_begins_with_the_scale_of_the_base(tmp_path: Path) -> None:
+    clip = clipreel.load(vip_studies.MODEL, device="cpu").clip
+    legs = [*loss_legs(tmp_path, 0, SHORT, "said.jsonl"), *scale_legs(tmp_path, 0, SHORT)]
+    for config in (*proxy_configs(SHORT).values(), *(leg.config for leg in legs)):
+        tuner = build(config.method, clip, options(config.method, config.options))
+        scale = tuner.overrides.get("logit_scale", clip.logit_scale)
+        assert torch.equal(scale.detach(), clip.logit_scale.detach()), config
 
 
 def test_every_run_goes_on_from_one_before_it(tmp_path: Path) -> None:
