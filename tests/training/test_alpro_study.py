@@ -119,6 +119,8 @@ def test_tables_give_mean_and_range_and_say_what_is_told() -> None:
     data, text = tables(reports, facts, {"qa/1": "it broke"})
     assert "| VTC + VTM + MLM | 11.0 (9.0-13.0) |  | 12.0 (10.0-14.0) |" in text
     assert data["told"] == [
+        "vtc-vtm-mlm: matching against cosine, R@1 +1.0; the ranges overlap, so the seeds do not tell them apart",
+        "pem: matching against cosine, R@1 +1.0; the ranges overlap, so the seeds do not tell them apart",
         "pem against vtc-vtm-mlm: matching R@1 +3.0; the ranges overlap, so the seeds do not tell them apart",
         "pem-8-frames against pem: matching R@1 +15.0; the ranges lie apart",
     ]
