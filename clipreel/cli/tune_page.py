@@ -11,6 +11,7 @@ from clipreel.cli.proxy_page import attention
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.report import protocol
+from clipreel.training.checkpoint import disk_errors, write_text
 from clipreel.training.tuning import Compared, Tuned
 
 CARDS = 4
@@ -22,12 +23,14 @@ SAID = {
 
 
 def page(tuned: Tuned, out: Path) -> Path:
-    """Write `out`/report.html."""
+    """Write `out`/report.html. Raises ClipreelError where it cannot be written."""
     c = tuned.compared
+    with disk_errors(out):
+        shown = examples(tuned, out)
     said = f"{SAID[c.helped]} {gained(c)}" + (f" {said_of_misses(tuned.misses)}" if tuned.misses else "")
     sections = [
         Section("Numbers", said, intervals(c) + gallery.small(protocol(c.after))),
-        *examples(tuned, out),
+        *shown,
         *([drawn] if (drawn := attention(tuned.after.model, tuned.pairs.held_out)) else []),
         Section("How", "", costs(tuned)),
     ]
@@ -36,9 +39,7 @@ def page(tuned: Tuned, out: Path) -> Path:
         sections.insert(1, Section("Other videos", lead, intervals(tuned.general)))
     title = f"{named(tuned)} on {tuned.before.model.name}"
     lead = f"Before and after tuning, on {len(tuned.pairs.held_out)} held-out videos that took no part in it."
-    path = out / "report.html"
-    path.write_text(gallery.page(title, lead, sections), "utf-8")
-    return path
+    return write_text(out / "report.html", gallery.page(title, lead, sections))
 
 
 def named(tuned: Tuned) -> str:
