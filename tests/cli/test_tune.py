@@ -264,6 +264,7 @@ def test_a_table_of_methods_and_seeds(films: Path, tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert printed.strip() == (out / "table.md").read_text().strip()
     assert "zero-shot" in printed
+    assert "t2v R@1, last step" in printed
     table = json.loads((out / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["coop", "bias"]
     for row in table["rows"]:
