@@ -32,6 +32,7 @@ def prepare(
     drop_originals: Flag = False,
     model: str = DEFAULT_MODEL,
     frames: int | None = None,
+    sampling: Literal["uniform", "middles", "mv_adapter", "clip4clip", "clip_vip", "alpro"] | None = None,
     size: int | None = None,
     videos: Path | None = None,
     split: str | None = None,
@@ -62,6 +63,8 @@ def prepare(
         model: Hub id, folder, file or built-in name of the model to be trained.
         frames: Frames kept of each video (default: as many as the model sees). Three times as many let the training
             draw frames at random.
+        sampling: Which frames are kept: at equal times (uniform), or by their number, as a paper's code does (default:
+            as the model does).
         size: Pixels of a side, where the training cuts random parts out of larger frames (default: the model's).
         videos: Folder that the names of videos count from (default: that of the data file).
         split: Only the rows of this split.
@@ -96,7 +99,8 @@ def prepare(
     retriever = load_model(model, download, "cpu")
     samples = [s for part in parts.values() for s in part.samples]
     pixels = retriever.preprocess if size is None else replace(retriever.preprocess, size=size)
-    chosen = retriever.sampling if frames is None else replace(retriever.sampling, frames=frames)
+    own = retriever.sampling
+    chosen = replace(own, kind=sampling or own.kind, frames=own.frames if frames is None else frames)
     place = home(cache, pixels, chosen)
     report = make(
         samples,

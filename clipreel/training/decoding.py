@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from clipreel.data.cache import FrameCache, place_in
 from clipreel.data.sample import Sample
@@ -15,7 +16,9 @@ from clipreel.data.shards import MANIFEST
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.training.measuring import Say, cached
+from clipreel.training.pairs import Pairs
 
+FrameSampling = Literal["uniform", "middles", "mv_adapter", "clip4clip", "clip_vip", "alpro"]  # that a cache can keep
 LEAST, SHOWN = 2, 5  # videos of a part, because among fewer there is nothing to find; broken files that are named
 
 
@@ -23,8 +26,8 @@ LEAST, SHOWN = 2, 5  # videos of a part, because among fewer there is nothing to
 class Decoder:
     """Decodes for one run into `scratch`: `frames` of each video, and three times as many where training draws them.
 
-    `sizes` are those of all frames of the run, of which a prepared cache holds one. `skipped` collects the videos that
-    could not be read, with the reason.
+    `sizes` are the pixels of a side of the frames to measure on, and of those to train on where they are others; a
+    prepared cache holds one of them. `skipped` collects the videos that could not be read, with the reason.
     """
 
     scratch: Path
@@ -60,6 +63,20 @@ class Decoder:
         require_videos(parts, found, skipped)
         return found
 
+    def of_pairs(self, model: Retriever, pairs: Pairs) -> tuple[FrameCache, FrameCache]:
+        """The frames to train on and those to measure on, in one cache where they have one size."""
+        learnt, measured = (
+            {"for training": pairs.train},
+            {"for validation": pairs.validation, "held out": pairs.held_out},
+        )
+        moments = pairs.misses.moments([s for part in (*learnt.values(), *measured.values()) for s in part])
+        if len(self.sizes) < 2:
+            found = self(model, learnt | measured, moments)
+            return found, found
+        large = replace(model.preprocess, size=self.sizes[-1])
+        larger = model.adapted(model.tuner, adapter=model.adapter, preprocess=large)
+        return self(larger, learnt, moments), self(model, measured, moments)
+
     def prepared(self, model: Retriever) -> FrameCache | None:
         """The cache that `scratch` is; None where it is none, or one for other frames of this run. It may keep more
         frames, as long as the plain choice is among them."""
@@ -80,6 +97,19 @@ class Decoder:
     def facts(self, frames: FrameCache) -> dict[str, int]:
         """What a resumed run must find again: how many frames are kept, where that is not what is decoded here."""
         return {} if frames.recipe.frames == self.keep else {"kept frames": frames.recipe.frames}
+
+
+def sizes_of(own: int, crop_from: int | None, crop: tuple[float, float] | None) -> tuple[int, ...]:
+    """Pixels of a side of the frames to measure on, and of those to train on where they are others. Raises
+    ClipreelError for smaller ones, and for larger ones that nothing is cut from."""
+    if crop_from is None:
+        return (own,)
+    if crop_from < own or crop is None:
+        raise ClipreelError(
+            f"crop_from {crop_from}: give at least the {own} pixels that the model sees, and augment.crop, the shares "
+            "of the area that are cut from them"
+        )
+    return own, crop_from
 
 
 def require_videos(

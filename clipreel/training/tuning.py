@@ -32,7 +32,7 @@ from clipreel.sites import PLAIN, Tuner
 from clipreel.training.batches import Augment, Loader
 from clipreel.training.checkpoint import read_whole, take
 from clipreel.training.config import GroupRule, TrainConfig, as_dict, override, read, to_yaml
-from clipreel.training.decoding import Decoder
+from clipreel.training.decoding import Decoder, FrameSampling, sizes_of
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.log import peak_memory
@@ -42,9 +42,6 @@ from clipreel.training.pairs import DataConfig, Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
 from clipreel.training.starting import origin, start_from
 from clipreel.tuners import FROZEN, build, method, options
-
-GENERAL = "frames-general"
-FrameSampling = Literal["uniform", "middles", "mv_adapter", "clip4clip", "clip_vip", "alpro"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ class TuneConfig:
     """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
     `head` alone; `lr` None takes the method's own; `order` says which captions meet in a batch; `sampling`
     says which frames are seen (None: as the base does, see video/sampling.py); `random_frames` draws one frame of each
-    part of equal times; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
+    part of equal times; `crop_from` keeps frames to train on of so many pixels, more than the model sees, of which
+    `augment.crop` cuts; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
     pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from."""
 
     model: str = "openai/clip-vit-base-patch32"
@@ -83,6 +81,7 @@ class TuneConfig:
     order: Literal["distinct", "pairs", "opposites"] = "distinct"
     random_frames: bool = False
     augment: Augment = field(default_factory=Augment)
+    crop_from: int | None = None
     loss: str = "contrastive"
     max_scale: float = 100.0
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -204,13 +203,14 @@ def tune(
         start_from(tuner, base, config.method, config.start, head)
     licence = origin(base.base_name, config.data.path, config.start)
     recipe = recipe_of(base, tuner, head, config)
-    decode = Decoder(scratch, config.frames, config.random_frames, say, decoding)
-    sides = {"for training": pairs.train, "for validation": pairs.validation, "held out": pairs.held_out}
-    moments = pairs.misses.moments([s for side in sides.values() for s in side])
-    frames = after_first(lambda: decode(base, sides, moments))
+    sizes = sizes_of(base.preprocess.size, config.crop_from, config.augment.crop)
+    decode = Decoder(scratch, config.frames, config.random_frames, say, decoding, sizes)
+    larger, frames = after_first(lambda: decode.of_pairs(base, pairs))
     plainly = replace(decode, random=False)
-    general_frames = after_first(lambda: plainly(base, {"of the general set": others}, (), GENERAL)) if others else None
-    loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
+    general_frames = (
+        after_first(lambda: plainly(base, {"of the general set": others}, (), "frames-general")) if others else None
+    )
+    loader = loader_of(base, tuner, [s for s in pairs.train if s.id in larger], pairs, larger, config)
     validation = [s for s in pairs.validation if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
@@ -223,7 +223,7 @@ def tune(
         rates(config, head),
         folder / "run",
         validator=Validator("validation", measure),
-        facts=facts_of(config, base, pairs) | decode.facts(frames),
+        facts=facts_of(config, base, pairs) | decode.facts(larger),
         progress=progress,
         say=say,
     )

@@ -181,3 +181,23 @@ def test_frames_are_chosen_as_the_config_says(
     assert "random_frames draws among equal times, not middles" in last_line(capsys)
     assert tune(films, tmp_path / "no", cache, "--method", "lora", changes=("sampling=middle",)) == 2
     assert "is not one of uniform, middles" in last_line(capsys)
+
+
+def test_crops_are_cut_from_larger_frames_and_measured_on_plain_ones(
+    films: Path, cache: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    own = ["--model", "shapes-tiny", "--cache", str(made), "--frames", "2", "--sampling", "middles", "--size", "96"]
+    assert main(["prepare", str(films), *own]) == 0
+    change = (*LORA, "train.steps=1", "sampling=middles", "crop_from=96")
+    assert tune(films, tmp_path / "no", made, "--method", "lora", changes=change) == 2
+    assert "crop_from 96: give at least the 64 pixels that the model sees, and augment.crop" in last_line(capsys)
+    change = (*change, "augment.crop=[0.5, 1.0]")
+    assert tune(films, tmp_path / "run", made, "--method", "lora", changes=change) == 0
+    assert FrameCache(made).recipe.size == 96
+    (place,) = made.glob("frames-*-middles-2")
+    measured_on = FrameCache(place)
+    assert (measured_on.recipe.size, len(measured_on)) == (64, 19)  # without those that are trained on
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["compared"]["before"]["stamp"]["resolution"] == 64
+    assert tune(films, tmp_path / "no", made, "--method", "lora", changes=(*change, "crop_from=32")) == 2
