@@ -40,8 +40,10 @@ from clipreel.training.measuring import Compared, Looked, Say, compare, helps, l
 from clipreel.training.order import Order
 from clipreel.training.pairs import DataConfig, Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
+from clipreel.training.sharding import Sharded
 from clipreel.training.starting import origin, start_from
 from clipreel.tuners import FROZEN, build, method, options
+from clipreel.tuners.overriding import Overriding
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class TuneConfig:
     says which frames are seen (None: as the base does, see video/sampling.py); `random_frames` draws one frame of each
     part of equal times; `crop_from` keeps frames to train on of so many pixels, more than the model sees, of which
     `augment.crop` cuts; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
-    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from."""
+    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from;
+    `shard` spreads what the method full trains over the processes of torchrun, which changes memory and time alone."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
@@ -87,6 +90,7 @@ class TuneConfig:
     pixels: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     lr: float | None = None
+    shard: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -156,6 +160,10 @@ def checked(config: TuneConfig) -> None:
     """Raises ClipreelError for options and heads that do not go together, before anything is loaded."""
     resolved(config)
     head_options(config.head.name, config.head.options)
+    if config.shard and (config.method, config.head.kind) != ("full", "mean"):
+        raise ClipreelError(
+            f"shard: {config.method} is small enough for one device; it is for the method full, no head"
+        )
     if config.head.kind == "mean":
         if config.method == FROZEN:
             raise ClipreelError(f"the method {FROZEN} trains nothing below a head: name one, as --head seq_transf")
@@ -203,6 +211,9 @@ def tune(
         start_from(tuner, base, config.method, config.start, head)
     licence = origin(base.base_name, config.data.path, config.start)
     recipe = recipe_of(base, tuner, head, config)
+    if config.shard and isinstance(tuner, Overriding) and world().size > 1:
+        recipe = Sharded(recipe, tuner)
+        say(f"each of {world().size} processes holds a share of what is trained")
     sizes = sizes_of(base.preprocess.size, config.crop_from, config.augment.crop)
     decode = Decoder(scratch, config.frames, config.random_frames, say, decoding, sizes)
     larger, frames = after_first(lambda: decode.of_pairs(base, pairs))
@@ -214,6 +225,8 @@ def tune(
     validation = [s for s in pairs.validation if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
+        if isinstance(recipe, Sharded):
+            recipe.gather()
         now = measured(adapted(base, tuner, head, config), validation, frames, config.frames, "validation")
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
