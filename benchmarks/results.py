@@ -23,6 +23,9 @@ STUDIES = {  # folder of the configs: what it is, with what is asked for besides
     "shapes": ("Methods on the shapes world", "--seeds 3"),
     "ablation/heads": ("Heads on the shapes world", "--seeds 3"),
     "ablation/mv_adapter": ("MV-Adapter's parts on the shapes world", "--seeds 3"),
+    "sweep/vop": ("What was tried to give forms of VoP a sense of time", "--seeds 1"),
+    "ablation/petl": ("Adapters in both towers, and patches over three frames", "--seeds 3"),
+    "sweep/petl": ("Learning rates of adapters and heads on the shapes world", "--seeds 1"),
     "sweep/mv_adapter": ("MV-Adapter's learning rates on the shapes world", "--seeds 1"),
 }
 VIP = "python -m clipreel.training.vip_studies"

@@ -89,9 +89,9 @@ class Block(nn.Module):
         ln1, heads = partial(normalise, self.ln1, over=over, name="ln1"), (3, self.heads, -1)
         h, qkv = self._sparing("qkv", ln1, t, over, x)
         q, k, v = qkv.unflatten(-1, heads).unbind(-3)
-        seen = [
-            y for s in layout.seen for y in self._linear("qkv", ln1(s), t, over).unflatten(-1, heads).unbind(-3)[1:]
-        ]
+        # a site gets a row for every row of the batch, because what it draws belongs to a row
+        shown = layout.seen if t.linear is None else tuple(s.expand(len(x), *s.shape[1:]) for s in layout.seen)
+        seen = [y for s in shown for y in self._linear("qkv", ln1(s), t, over).unflatten(-1, heads).unbind(-3)[1:]]
         attend = attend if t.attend is None else t.attend
         if read is not None and attend in FREE_QUERIES and t.beside_attn is t.beside_mlp is t.after is None:
             x, q, read = read(x, layout), read(q, layout), None

@@ -58,15 +58,13 @@ class Layout(NamedTuple):
 Pattern = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Softmax attention of queries (N, S, H, K) over keys (N, R, H, K) -> (N, S, H, K).
 
-    `mask` is True where a key may be seen, broadcastable to (N, H, S, R); `dropout` acts on the attention weights.
+    `mask` is True where a key may be seen, broadcastable to (N, H, S, R).
     """
     o = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout, is_causal=causal
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal
     )
     return o.transpose(1, 2)
 

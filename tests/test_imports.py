@@ -13,6 +13,7 @@ HEAVY = ("torch", "numpy", "lancedb", "av", "pyarrow", "transformers", "matplotl
 # room -> the rooms that it may import. A new room has to say here where it stands; `errors` is open to all.
 MAY_IMPORT: dict[str, set[str]] = {
     "patterns": set(),
+    "noise": set(),
     "sites": {"patterns"},
     "block": {"patterns", "sites"},
     "clip": {"block", "patterns", "sites"},
@@ -23,11 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": set(),
     "sidecar": set(),
     "checkpoints": {"archive", "clip", "hub", "sidecar", "tokenizer"},
-    "tuners": {"block", "clip", "heads", "patterns", "sites"},
+    "tuners": {"block", "clip", "heads", "noise", "patterns", "sites"},
     "video": set(),
     "data": {"video"},
     "evaluation": {"data", "video"},
-    "alpro": {"checkpoints", "heads", "hub", "patterns", "retriever", "sidecar", "tokenizer", "video"},
+    "alpro": {"checkpoints", "heads", "hub", "noise", "patterns", "retriever", "sidecar", "tokenizer", "video"},
     "retriever": {"checkpoints", "clip", "heads", "sites", "tokenizer", "video"},
     "adapter": {"alpro", "checkpoints", "clip", "retriever", "sites", "tuners", "video"},
     "head_files": {"adapter", "checkpoints", "heads", "retriever"},
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "official": {"adapter", "alpro", "checkpoints", "clip", "heads", "retriever", "sidecar", "tokenizer", "tuners"}
     | {"video"},
     "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "head_files", "heads"}
-    | {"losses", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
+    | {"losses", "noise", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "head_files", "heads", "int8", "mixing", "retriever", "video"},
     "exports": {"video"},
     "server": {"adapter", "alpro", "exports", "int8", "licences", "retriever", "search", "video"},

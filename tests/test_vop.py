@@ -241,8 +241,22 @@ def test_released_files_that_do_not_fit(clip: Clip) -> None:
 
 
 def test_presets_are_those_of_the_specification() -> None:
-    wanted = {"vop": (8, 0, 0, 0), "vop_p": (4, 4, 0, 0), "vop_c": (4, 0, 4, 0), "vop_f": (8, 0, 0, 4)}
-    wanted |= {"vop_fp": (4, 4, 0, 4), "vop_fc": (4, 0, 4, 4), "vop_pc": (4, 2, 2, 0), "vop_fpc": (4, 2, 2, 4)}
+    wanted = {"vop": (8, 0, 0, 0), "vop_p": (4, 4, 0, 0), "vop_c": (4, 0, 4, 0), "vop_f": (8, 0, 0, None)}
+    wanted |= {"vop_fp": (4, 4, 0, None), "vop_fc": (4, 0, 4, None), "vop_pc": (4, 2, 2, 0)}
+    wanted["vop_fpc"] = (4, 2, 2, None)
     for name, counts in wanted.items():
         c = replace(VopConfig(), **TUNERS[name].preset)
         assert (c.general, c.position, c.context, c.joint_layers) == counts
+        assert counts[3] == 0 or [c.joint_of(layers) for layers in (24, 12, 6, 4, 2)] == [4, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["vop_fp", "vop_fc", "vop_fpc"])
+def test_shallow_towers_keep_layers_that_see_frame_by_frame(clip: Clip, name: str) -> None:
+    """Four joint layers of four would leave P and C without a place, and their parameters unmade."""
+    tuner = build(name, clip)
+    kinds = [type(layer).__name__ for layer in tuner.vision.values()]
+    assert kinds == ["FramePrompts"] * (K - 1) + ["VideoPrompts"]
+    assert any("context" in n or "position" in n for n, _ in tuner.named_parameters() if "frame_position" not in n)
+    with pytest.raises(ClipreelError, match=f"joint_layers {K} leaves no layer of {K} that sees frame by frame"):
+        build(name, clip, {"joint_layers": K})
+    assert build("vop_f", clip, {"joint_layers": K}).vision

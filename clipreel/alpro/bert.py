@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipreel.errors import ClipreelError
+from clipreel.noise import dropout
 from clipreel.patterns import attention
 
 EPS = 1e-12
@@ -55,10 +56,16 @@ class Layer(nn.Module):
             q = F.linear(x, w[:d], b[:d]).unflatten(-1, (self.heads, -1))
         else:
             q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        y = self.out(attention(q, k, v, seen, dropout=self.rate if self.training else 0.0).flatten(-2))
-        x = self.ln1(x + F.dropout(y, self.rate, self.training))
+        look = self.forgetful if self.training and self.rate else attention
+        x = self.ln1(x + dropout(self.out(look(q, k, v, seen).flatten(-2)), self.rate, self.training))
         y = self.proj(F.gelu(self.fc(x)))
-        return self.ln2(x + F.dropout(y, self.rate, self.training))
+        return self.ln2(x + dropout(y, self.rate, self.training))
+
+    def forgetful(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        """Attention with dropout on its weights, in full, because a fused one draws masks that depend on the split."""
+        logits = torch.einsum("bqhk,bshk->bhqs", q, k) * q.shape[-1] ** -0.5
+        weights = dropout(logits.masked_fill(~seen, -torch.inf).softmax(-1), self.rate, True)
+        return torch.einsum("bhqs,bshk->bqhk", weights.to(v.dtype), v)
 
 
 class Bert(nn.Module):
@@ -88,7 +95,7 @@ class Bert(nn.Module):
         if ids.shape[1] > self.config.context:
             raise ClipreelError(f"{ids.shape[1]} tokens: this model reads at most {self.config.context}")
         x = self.words(ids) + self.types.weight[0] + self.positions.weight[: ids.shape[1]]
-        return F.dropout(self.ln(x), self.config.dropout, self.training)
+        return dropout(self.ln(x), self.config.dropout, self.training)
 
     def run(self, x: Tensor, mask: Tensor, layers: range, first: bool = False) -> Tensor:
         seen = mask.bool()[:, None, None]

@@ -17,6 +17,7 @@ from clipreel.alpro.bert import PAD, Bert, MaskedWords, TextConfig
 from clipreel.alpro.timesformer import TimeSformer, VisionConfig
 from clipreel.errors import ClipreelError
 from clipreel.heads import unit
+from clipreel.noise import uniform
 
 TEMPERATURES = (0.001, 0.5)
 MASKED, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
@@ -153,11 +154,11 @@ def mask_words(ids: Tensor, mask_id: int, vocab: int, special: tuple[int, ...]) 
     """Ids with some words hidden, and labels that are -100 elsewhere: each token alone, 15 of 100, of which 80 become
     [MASK], 10 any token of the vocabulary, 10 stay."""
     free = ~torch.isin(ids, torch.tensor(special, device=ids.device))
-    hidden = (torch.rand(ids.shape, device=ids.device) < MASKED) & free
+    chance, what, other = uniform((*ids.shape, 3), ids.device).unbind(-1)
+    hidden = (chance < MASKED) & free
     labels = torch.where(hidden, ids, -100)
-    what = torch.rand(ids.shape, device=ids.device)
-    other = torch.randint(vocab, ids.shape, device=ids.device)
-    seen = torch.where(what < AS_MASK, mask_id, torch.where(what < AS_MASK + AS_RANDOM, other, ids))
+    any_word = (other * vocab).long()
+    seen = torch.where(what < AS_MASK, mask_id, torch.where(what < AS_MASK + AS_RANDOM, any_word, ids))
     return torch.where(hidden, seen, ids), labels
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipreel.errors import ClipreelError
+from clipreel.noise import below
 from clipreel.patterns import Layout, Pattern, by_frame, over_time
 
 EPS = 1e-6  # of every LayerNorm; fixtures of low variance see another value
@@ -45,7 +46,7 @@ def dropped(y: Tensor, rate: float, training: bool, shared: tuple[int, ...]) -> 
     if not training or rate == 0.0:
         return y
     shape = [1 if d in shared else n for d, n in enumerate(y.shape)]
-    return y * (torch.rand(shape, device=y.device) >= rate).to(y.dtype) / (1 - rate)
+    return (y / (1 - rate)).masked_fill_(below(shape, rate, y.device), 0.0)
 
 
 def mean_of_frames(x_BTLD: Tensor, frame_mask: Tensor | None) -> Tensor:

@@ -30,7 +30,8 @@ from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Filter, Query, Searcher
 from clipreel.training.config import OptimConfig, ScheduleConfig, SelectConfig, TrainConfig
 from clipreel.training.pairs import SHAPES, DataConfig
-from clipreel.training.tuning import TuneConfig, Tuned, tune
+from clipreel.training.settings import TuneConfig
+from clipreel.training.tuning import Tuned, tune
 from clipreel.video.shots import Segments
 
 SHAPES_QUERIES = (

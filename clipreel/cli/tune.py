@@ -54,7 +54,7 @@ def tune(
     from clipreel.cli.search import load_model
     from clipreel.cli.tune_page import gained, page, said_of_misses, verdict, weights_told
     from clipreel.training.distributed import joined
-    from clipreel.training.tuning import read_config
+    from clipreel.training.settings import read_config
     from clipreel.training.tuning import tune as run
 
     if data is not None and "=" in data:  # the first word may be a change of a config that names its data

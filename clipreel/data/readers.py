@@ -27,6 +27,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 IN_A_FOLDER = ("annotations.jsonl", "annotations.csv", "annotations.parquet")
 FILE_ENDING = re.compile(r"\.[A-Za-z]\w{0,4}$")  # names such as 00.05.16.065 have no ending
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+NEWLINE = b"\n"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,13 @@ def read_misses(
     `samples` are those of the file; a part that is one of them has its id. `videos` and `quarantine` are those of
     `read_samples`. Raises ClipreelError with the line for a `not` of another form, a video that is not there, and a
     part that is judged both ways.
+
+    >>> from tempfile import mkdtemp
+    >>> file = Path(mkdtemp()) / "pairs.jsonl"
+    >>> file.with_name("b.mp4").touch()
+    >>> _ = file.write_text('{"video": "a.mp4", "caption": "a dog", "not": [{"video": "b.mp4"}]}')
+    >>> read_misses(file, [])["a dog"][0].id
+    'b'
     """
     file = annotation_file(Path(path))
     folder = file.parent if videos is None else Path(videos)
@@ -218,10 +226,18 @@ def decoded(file: Path, raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, e.start) + 1
+        before, after = e.object[: e.start], e.object[e.start :]  # without the mark
+        said = f"{file}, line {before.count(NEWLINE) + 1}: byte 0x{after[0]:02x} is not UTF-8"
+        repair = f"iconv -f %s -t UTF-8 {file} > new{file.suffix}"
+        try:
+            raw.decode("cp1252")
+        except UnicodeDecodeError:
+            raise ClipreelError(f"{said}; repair: {repair % 'ENCODING'}, with the name of its own ENCODING") from e
+        # Latin-1 is a part of it, and other encodings often pass for it, so the reader has to judge
+        place = (before.split(NEWLINE)[-1][-20:] + after.split(NEWLINE)[0][:20]).decode("cp1252")
         raise ClipreelError(
-            f"{file}, line {line}: byte 0x{raw[e.start]:02x} is not UTF-8 (often Latin-1); repair: "
-            f"iconv -f ISO-8859-1 -t UTF-8 {file} > new{file.suffix}"
+            f"{said}. If {short(place.strip())} reads right, repair: {repair % 'WINDOWS-1252'}; else the same with the "
+            "name of its own encoding"
         ) from e
 
 

@@ -24,6 +24,7 @@ from clipreel.alpro.prompter import Prompter, blackened, crop_box, outside
 from clipreel.alpro.wordpiece import WordPiece
 from clipreel.errors import ClipreelError
 from clipreel.losses import contrastive
+from clipreel.noise import bits
 from clipreel.training.recipe import Recipe, Tensors
 from clipreel.training.row_shares import in_shares
 from clipreel.video.transforms import Preprocess
@@ -107,9 +108,9 @@ class AlproRecipe(Recipe):
         """Loss of the entities inside a random crop of each row, and whether the prompter was sure enough."""
         assert self.prompter is not None
         vision = self.model.config.vision
-        # torch's stream is set by the loop for each step and row; NumPy draws the crops of the released code
-        rng = np.random.RandomState(int(torch.randint(2**31 - 1, ())))
-        boxes = [crop_box(rng, batch.frames.shape[-1], vision.patch) for _ in range(len(batch))]
+        seeds = (bits((len(batch),), torch.device("cpu")).long() + 2**31).tolist()
+        # NumPy draws the crops of the released code
+        boxes = [crop_box(np.random.RandomState(s), batch.frames.shape[-1], vision.patch) for s in seeds]
         hide = outside(boxes, vision.grid).to(batch.frames.device)
         crops = self.preprocess.normalise(blackened(batch.frames, hide, vision.patch))
         is_image = (batch.frames == batch.frames[:, :1]).flatten(1).all(1)

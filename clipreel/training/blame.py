@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipreel.errors import ClipreelError
+from clipreel.noise import from_row
 from clipreel.training import distributed
 from clipreel.training.microbatch import Passes
 from clipreel.training.recipe import Recipe
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from clipreel.training.batches import Batch
 
 SHOWN = 8
+LOWER = "lower the learning rate (lr of clipreel tune, else train.optim.lr)"
 
 
 def not_finite(
@@ -27,7 +29,7 @@ def not_finite(
     broken = [name for name, p in params.items() if not _finite(p)]
     if any(distributed.share(bool(broken))):
         where = _named(broken or ["on another process"])
-        return ClipreelError(f"{said}, because weights are not ({where}); lower optim.lr and start in a new folder")
+        return ClipreelError(f"{said}, because weights are not ({where}); {LOWER}, and start in a new folder")
     guilty = list(
         dict.fromkeys(name for part in distributed.share(_guilty(recipe, batch, step, passes)) for name in part)
     )
@@ -39,7 +41,7 @@ def not_finite(
         )
     names = [name for part in distributed.share(list(batch.names)) for name in part]
     return ClipreelError(
-        f"{said}, and no sample of the batch is the cause by itself ({_named(names)}); lower optim.lr, or use "
+        f"{said}, and no sample of the batch is the cause by itself ({_named(names)}); {LOWER}, or use "
         "precision: float32"
     )
 
@@ -47,15 +49,18 @@ def not_finite(
 def _guilty(recipe: Recipe, batch: Batch, step: int, passes: Passes) -> list[str]:
     """Samples of this process whose features, or whose share of the gradient, are not finite."""
     found = []
-    for i in range(max(distributed.row_counts(len(batch)))):
+    counts = distributed.row_counts(len(batch))
+    first = sum(counts[: distributed.world().rank])
+    for i in range(max(counts)):
         if not len(batch):
             continue
         row = min(i, len(batch) - 1)  # sharded weights need every process to run the same number of passes
         for p in passes.params:
             p.grad = None
-        features = passes.encode(recipe, batch.rows(row, row + 1), step, row)
-        reached = [x for x in features.values() if x.requires_grad]
-        torch.autograd.backward(reached, [torch.ones_like(x) for x in reached])
+        with from_row(first + row):  # the masks that this row had in the batch
+            features = passes.encode(recipe, batch.rows(row, row + 1), step)
+            reached = [x for x in features.values() if x.requires_grad]
+            torch.autograd.backward(reached, [torch.ones_like(x) for x in reached])
         grads = [p.grad for p in passes.params if p.grad is not None]
         if not all(_finite(x) for x in (*features.values(), *grads)):
             found.append(batch.names[row])

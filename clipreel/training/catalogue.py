@@ -20,8 +20,8 @@ from clipreel.training.alpro_stages import StageConfig, stage_cell
 from clipreel.training.cells import TOLERANCE, Figures, cells
 from clipreel.training.config import read
 from clipreel.training.post_pretraining import PostPretrainConfig
+from clipreel.training.settings import TuneConfig, read_config
 from clipreel.training.stage_data import set_and_split
-from clipreel.training.tuning import TuneConfig, read_config
 
 PACKAGE = Path(__file__).parent.parent
 BACKBONES = {

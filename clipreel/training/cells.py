@@ -10,7 +10,7 @@ import yaml
 
 from clipreel.errors import ClipreelError
 from clipreel.training.config import build, merge
-from clipreel.training.tuning import TuneConfig
+from clipreel.training.settings import TuneConfig
 
 # points of R@1 that seeds move a mean of few runs on a test set of 1,000 queries (specification core.md 7.13)
 TOLERANCE = 1.0

@@ -16,8 +16,8 @@ from clipreel.training.catalogue import Config, Entry
 from clipreel.training.config import override
 from clipreel.training.pairs import SHAPES, read_pairs
 from clipreel.training.post_pretraining import PostPretrainConfig, SourceConfig
+from clipreel.training.settings import TuneConfig
 from clipreel.training.stage_data import folder_of, part_in, set_and_split
-from clipreel.training.tuning import TuneConfig
 
 RESULT = "result.json"
 PLACES = {f"{at}{key}" for at in ("", "data.") for key in ("form", "root", "videos", "quarantine")}

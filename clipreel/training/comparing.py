@@ -19,7 +19,7 @@ from clipreel.evaluation.metrics import Result
 from clipreel.evaluation.runs import shapes_bound
 from clipreel.training.config import as_dict
 from clipreel.training.finished import MEASURES, Run, Spread, is_done, paired, pooled, read_run
-from clipreel.training.tuning import TuneConfig, read_config
+from clipreel.training.settings import TuneConfig, read_config
 
 SHAPES_SPLITS = ("shapes held out", "shapes test")  # whose bound is known
 RUN = "from clipreel.cli import entry; entry()"

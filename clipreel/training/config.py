@@ -7,6 +7,7 @@ lists are replaced whole. An unknown key is an error that suggests the nearest o
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -21,6 +22,16 @@ from clipreel.training.schedule import ScheduleName
 T = TypeVar("T")
 
 
+def within(name: str, value: float | None, least: float, most: float = math.inf, *, above: bool = False) -> None:
+    """Raises ClipreelError unless the value is finite, at least (or `above`) `least`, and at most `most`; null is."""
+    if value is None or (math.isfinite(value) and least <= value <= most and not (above and value == least)):
+        return
+    allowed = f"above {least:g}" if above else f"{least:g} or more"
+    raise ClipreelError(
+        f"{name}: {value} is not allowed; give " + (allowed if math.isinf(most) else f"{allowed}, up to {most:g}")
+    )
+
+
 @dataclass(frozen=True)
 class GroupRule:
     """Parameters whose name contains the regular expression `match` get this lr, this decay, or both."""
@@ -28,6 +39,10 @@ class GroupRule:
     match: str
     lr: float | None = None
     decay: float | None = None
+
+    def __post_init__(self) -> None:
+        within("lr", self.lr, 0)
+        within("decay", self.decay, 0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,16 @@ class OptimConfig:
     eps: float = 1e-6
     clip_norm: float | None = 1.0
     groups: tuple[GroupRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        within("lr", self.lr, 0)
+        within("decay", self.decay, 0)
+        within("eps", self.eps, 0, above=True)
+        within("clip_norm", self.clip_norm, 0, above=True)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ClipreelError(
+                f"betas: {list(self.betas)} are not two numbers from 0 to below 1, such as [0.9, 0.999]"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,10 @@ class SelectConfig:
     every_steps: int | None = None
     every_epochs: float = 1.0
     at_start: bool = False
+
+    def __post_init__(self) -> None:
+        within("every_steps", self.every_steps, 1)
+        within("every_epochs", self.every_epochs, 0, above=True)
 
 
 @dataclass(frozen=True)
@@ -87,8 +116,9 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ClipreelError(f"{name}: {value} is below {least}")
-        if self.steps is None and not self.epochs > 0:
-            raise ClipreelError(f"epochs: {self.epochs} is not above 0")
+        within("seed", self.seed, 0)
+        if self.steps is None:
+            within("epochs", self.epochs, 0, above=True)
         if not 0 <= self.schedule.warmup < 1:
             raise ClipreelError(f"schedule.warmup: {self.schedule.warmup} is not a share of the run, 0 up to 1")
 
@@ -166,6 +196,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(key: str, where: str, allowed: Sequence[str], source: str) -> ClipreelError:
     near = difflib.get_close_matches(key, allowed, 1, 0.5)
+    if not allowed:
+        return ClipreelError(
+            f"{source}: {where.rstrip('.')} has no key that could be changed; state it in a config file"
+        )
     hint = f"did you mean {where}{near[0]}?" if near else f"allowed are {', '.join(where + a for a in allowed)}"
     return ClipreelError(f"{source}: unknown key {where}{key}; {hint}")
 
@@ -178,8 +212,11 @@ def _build(kind: Any, data: Any, where: str, source: str) -> Any:
     for key in data:
         if key not in names:
             raise _unknown(str(key), where, names, source)
+    values = {k: _typed(hints[k], v, f"{where}{k}", source) for k, v in data.items()}
     try:
-        return kind(**{k: _typed(hints[k], v, f"{where}{k}", source) for k, v in data.items()})
+        return kind(**values)
+    except ClipreelError as e:  # a value out of its range, which names the key alone
+        raise ClipreelError(f"{source}: {where}{e}") from e
     except TypeError as e:
         raise ClipreelError(f"{source}: {where.rstrip('.') or 'the config'}: {e}") from e
 
@@ -256,21 +293,27 @@ def override(config: T, text: str) -> T:
     except yaml.YAMLError as e:
         raise ClipreelError(f"override {text!r}: {value!r} is not readable YAML") from e
     data = as_dict(config)
-    _set(data, key.strip().split("."), parsed, "", f"override {text!r}")
+    _set(data, key.strip().split("."), parsed, "", f"override {text!r}", type(config))
     return build(type(config), data, f"override {text!r}")
 
 
-def _set(data: dict[str, Any], path: list[str], value: Any, where: str, source: str) -> None:
-    """Put the value at the path, whose every key has to be there."""
+def _set(data: dict[str, Any], path: list[str], value: Any, where: str, source: str, kind: Any) -> None:
+    """Put the value at the path, whose every key has to be there, or among the `keys` that the metadata of a field
+    allows below it. A mapping changes the keys of a section that it has."""
     key, *rest = path
     if key not in data:
         raise _unknown(key, where, list(data), source)
-    inside = data[key]
-    if rest and isinstance(inside, dict):
-        _set(inside, rest, value, f"{where}{key}.", source)
+    inside, within_key = data[key], f"{where}{key}."
+    if isinstance(inside, dict):
+        hints = get_type_hints(kind) if is_dataclass(kind) else {}
+        keys = next((f.metadata.get("keys", ()) for f in fields(kind) if f.name == key), ()) if hints else ()
+        allowed = {**dict.fromkeys(keys), **inside}
+        if not rest and not isinstance(value, Mapping):
+            raise ClipreelError(f"{source}: {where}{key} is a section; give one of its keys: {', '.join(allowed)}")
+        for below, new in [(rest, value)] if rest else [([str(k)], v) for k, v in value.items()]:
+            _set(allowed, below, new, within_key, source, hints.get(key))
+        data[key] = {k: v for k, v in allowed.items() if k in inside or v is not None}
     elif rest:
         raise ClipreelError(f"{source}: {where}{key} is a single value and holds no {'.'.join(rest)}")
-    elif isinstance(inside, dict):
-        raise ClipreelError(f"{source}: {where}{key} is a section; give one of its keys: {', '.join(inside)}")
     else:
         data[key] = value

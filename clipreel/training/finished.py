@@ -15,8 +15,9 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import CUTS, Interval, drawn, hits, interval
 from clipreel.evaluation.features import ABOUT, Features, load_features
 from clipreel.evaluation.metrics import Result
-from clipreel.training.config import as_dict, build
+from clipreel.training.config import build
 from clipreel.training.log import read_log
+from clipreel.training.settings import TuneConfig, same_run
 
 REPORT = "report.json"
 MEASURES = ("R@1", "R@5", "R@10")
@@ -81,13 +82,12 @@ class Run:
         return self.features[0].queries() if self.features else ""
 
 
-def is_done(folder: Path, config: Any) -> bool:
+def is_done(folder: Path, config: TuneConfig) -> bool:
     """Whether a run of this very config was finished here, by this version or by one that had fewer settings."""
     if not (folder / REPORT).is_file():
         return False
     try:
-        found = build(type(config), read_report(folder)["config"])
-        return json.dumps(as_dict(found)) == json.dumps(as_dict(config))
+        return same_run(build(TuneConfig, read_report(folder)["config"]), config)
     except ClipreelError:
         return False  # of settings that are gone
 

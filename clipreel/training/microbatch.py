@@ -2,8 +2,9 @@
 
 Pass 1 encodes all rows without a graph; the loss of all features, gathered over processes, gives the gradient of each
 feature; pass 2 encodes each micro-batch again with a graph and sends those gradients into it. When the rows of a
-process fit at once, pass 2 reuses the graph of pass 1. Dropout draws the same masks in both passes, because random
-numbers depend on (seed, step, first row) alone; so with dropout, other splits are other (equally valid) masks.
+process fit at once, pass 2 reuses the graph of pass 1. Random numbers of a row depend on (seed, step, its place in the
+global batch) alone, so both passes and every split draw the same ones (noise.py); torch's own, such as a library's
+dropout inside `encode`, are the same in both passes and others in another split.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clipreel.errors import ClipreelError
+from clipreel.noise import from_row
 from clipreel.training import distributed
 from clipreel.training.recipe import Recipe, Tensors
 
@@ -48,9 +50,9 @@ class Passes:
     autocast: Callable[[], AbstractContextManager]
     seed: int = 0
 
-    def encode(self, recipe: Recipe, batch: Batch, step: int, row: int) -> Tensors:
-        """Features of some rows; `row` is the place of the first one in the global batch."""
-        seed_all(self.seed, step, row)
+    def encode(self, recipe: Recipe, batch: Batch, step: int) -> Tensors:
+        """Features of some rows; `from_row` around it and its backward pass says where the first one stands."""
+        seed_all(self.seed, step, "rows")
         with self.autocast():
             return recipe.encode(batch.to(self.device))
 
@@ -68,7 +70,8 @@ def gradients(recipe: Recipe, batch: Batch, step: int, passes: Passes, scale: fl
     kept: list[Tensors] = []
     with torch.set_grad_enabled(once):
         for a, b, _ in pieces:
-            kept.append(passes.encode(recipe, batch.rows(a, b), step, first + a))
+            with from_row(first + a):
+                kept.append(passes.encode(recipe, batch.rows(a, b), step))
     real = [features for features, (_, _, counted) in zip(kept, pieces, strict=True) if counted]
     local = {name: torch.cat([f[name] for f in real]).detach() for name in real[0]} if real else None
     local = distributed.like_those_of(local, counts, passes.device)
@@ -82,10 +85,11 @@ def gradients(recipe: Recipe, batch: Batch, step: int, passes: Passes, scale: fl
             p.grad = None
     wanted = {n: leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
     for i, (a, b, counted) in enumerate(pieces):
-        features = kept[i] if once else passes.encode(recipe, batch.rows(a, b), step, first + a)
-        reached = [n for n in wanted if features[n].requires_grad]
-        sent = [wanted[n][first + a : first + b] if counted else torch.zeros_like(features[n]) for n in reached]
-        torch.autograd.backward([features[n] for n in reached], sent)
+        with from_row(first + a):
+            features = kept[i] if once else passes.encode(recipe, batch.rows(a, b), step)
+            reached = [n for n in wanted if features[n].requires_grad]
+            sent = [wanted[n][first + a : first + b] if counted else torch.zeros_like(features[n]) for n in reached]
+            torch.autograd.backward([features[n] for n in reached], sent)
     distributed.sum_gradients(params)
     return {n: x.detach() for n, x in losses.items()}, {n: x.detach() for n, x in report.items()}
 
@@ -135,7 +139,7 @@ def _cost(recipe: Recipe, batch: Batch, passes: Passes) -> int:
         before = torch.cuda.memory_allocated(passes.device)
         torch.cuda.reset_peak_memory_stats(passes.device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        features = passes.encode(recipe, batch, 0, 0)
+        features = passes.encode(recipe, batch, 0)
     wanted = [x for x in features.values() if x.requires_grad]
     torch.autograd.backward(wanted, [torch.zeros_like(x) for x in wanted])
     for p in passes.params:

@@ -1,14 +1,17 @@
 """Which captions meet in which batch: a pure function of (seed, step) over three orders.
 
 `distinct`: each video once an epoch, with one of its captions drawn, so no two captions of a video meet in a batch,
-where they would count as wrong for each other (specification core.md 4.2). `pairs`: each (video, caption) once an
+where they would count as wrong for each other (specification core.md 4.2). Parts of a file that share time are one
+video there, parts that do not are several. `pairs`: each (video, caption) once an
 epoch, as X-Pool, VoP and CLIP4Clip train. `opposites`: distinct, with the opposite of a video beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +24,34 @@ SHUFFLE, CAPTION = 0, 1  # streams of random numbers that must not touch each ot
 Ints = NDArray[np.int64]
 
 
+def numbered(keys: Sequence[Hashable]) -> Ints:
+    """Equal keys get one number, from 0 on in order of first appearance."""
+    number: dict[Hashable, int] = {}
+    return np.asarray([number.setdefault(key, len(number)) for key in keys])
+
+
+def overlapping(samples: Sequence[Sample]) -> list[Hashable]:
+    """A key for each sample, equal for parts of one file that share time, also through others between them."""
+    of_file: dict[Path, list[int]] = {}
+    for i, s in enumerate(samples):
+        of_file.setdefault(s.video, []).append(i)
+    keys: list[Hashable] = [None] * len(samples)
+    for video, rows in of_file.items():
+        run, until = 0, -math.inf
+        for i in sorted(rows, key=lambda i: samples[i].start_s or 0.0):
+            start, end = samples[i].start_s or 0.0, samples[i].end_s
+            run += start >= until
+            until = max(until, math.inf if end is None else end)
+            keys[i] = video, run
+    return keys
+
+
 class Order:
     """The items of each batch. An item is one caption of one sample, numbered through the samples in their order.
 
     `sample_of` (items,) is the sample of an item and `group_of` (items,) its video: samples of the same part of the
-    same file are one group. Raises ClipreelError for an order, a batch or opposites that cannot be.
+    same file are one group, in `distinct` also those of parts that overlap. Raises ClipreelError for an order, a batch
+    or opposites that cannot be.
     """
 
     def __init__(
@@ -51,8 +77,9 @@ class Order:
             raise ClipreelError(f"seed {seed}: give a whole number from 0 on")
         self.samples, self.kind, self.per_step, self.seed = samples, kind, batch, seed
         self.sample_of: Ints = np.repeat(np.arange(len(samples)), [len(s.captions) for s in samples])
-        number: dict[object, int] = {}
-        groups = np.asarray([number.setdefault((s.video, s.start_s, s.end_s), len(number)) for s in samples])
+        groups = numbered(
+            overlapping(samples) if kind == "distinct" else [(s.video, s.start_s, s.end_s) for s in samples]
+        )
         self.group_of: Ints = groups[self.sample_of]
         self.by_group: Ints = np.argsort(self.group_of, kind="stable")
         self.captions: Ints = np.bincount(self.group_of)  # of each group

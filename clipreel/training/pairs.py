@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipreel.data.readers import read_misses, read_samples
+from clipreel.data.readers import annotation_file, read_misses, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.sources import Source
 from clipreel.errors import ClipreelError
+from clipreel.training.config import within
 
 SHAPES = "shapes"
+LEAST = 2  # videos of each part
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class DataConfig:
     `form` below `root`, whose `captions` mode can be replaced, or what `read_samples` reads.
 
     Splits are named (`train`, `validation`, `held_out`) where the file has a split column, are those that were
-    published, or are drawn by the shares `validation_share` and `held_out_share`. `limit` trains on the first so many
-    videos only. `general` is a second set that must not get worse. `quarantine` is the list of files to leave out,
-    where it lies elsewhere than the data.
+    published, or are drawn by the shares `validation_share` and `held_out_share` of the paths in the file. `limit`
+    trains on the first so many videos only. `general` is a second set that must not get worse. `quarantine` is the list
+    of files to leave out, where it lies elsewhere than the data.
     """
 
     path: str = ""
@@ -46,6 +48,10 @@ class DataConfig:
     held_out_share: float = 0.2
     limit: int | None = None
     general: str | None = None
+
+    def __post_init__(self) -> None:
+        within("validation_share", self.validation_share, 0, 1)
+        within("held_out_share", self.held_out_share, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -102,12 +108,17 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
     names = [name for name in (config.train, config.validation, config.held_out) if name]
     if len(names) not in (0, 3):
         raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
+    if len(set(names)) < len(names):
+        raise ClipreelError(
+            f"data.train {config.train}, data.validation {config.validation} and data.held_out {config.held_out} are "
+            "not three splits: what is measured must not be trained on or have chosen the weights"
+        )
     pairs = named(config, names) if names else drawn(config)
     return replace(pairs, train=pairs.train[: config.limit], misses=misses_of(config, pairs))
 
 
 def misses_of(config: DataConfig, pairs: Pairs) -> Misses:
-    """The field `not` of the file; a video that no row describes is on the side that its name draws."""
+    """The field `not` of the file; a video that no row describes is on the side that its path draws."""
     parts = pairs.train, pairs.validation, pairs.held_out
     every = read_misses(config.path, [s for p in parts for s in p], config.videos, quarantine=config.quarantine)
     known = {s.video: n for n, part in enumerate(parts) for s in part}
@@ -142,22 +153,48 @@ def named(config: DataConfig, splits: Sequence[str]) -> Pairs:
     return Pairs(train, validation, held_out)
 
 
+def written(config: DataConfig, video: Path) -> str:
+    """The path of a video as the file of captions writes it, in one form for all ways to write it."""
+    folder = annotation_file(Path(config.path)).parent if config.videos is None else Path(config.videos)
+    whole, root = Path(os.path.abspath(video)), Path(os.path.abspath(folder))
+    if whole.is_relative_to(root):
+        return whole.relative_to(root).as_posix()
+    return Path(os.path.normpath(video.relative_to(folder) if video.is_relative_to(folder) else video)).as_posix()
+
+
+def draw(path: str) -> float:
+    """A number from 0 to 1 that follows from a path alone, so a set that moves or grows keeps it."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=4).digest(), "big") / 2**32
+
+
 def side(config: DataConfig, video: Path) -> int:
-    """0 trained on, 1 validation, 2 held out, by the shares. It follows from the name, so a set that grows keeps its
-    sides."""
-    draw = int.from_bytes(hashlib.blake2b(os.fsencode(video.name), digest_size=4).digest(), "big") / 2**32
-    return 2 if draw < config.held_out_share else int(draw < config.held_out_share + config.validation_share)
+    """0 trained on, 1 validation, 2 held out, by the shares."""
+    drawn = draw(written(config, video))
+    return 2 if drawn < config.held_out_share else int(drawn < config.held_out_share + config.validation_share)
 
 
 def drawn(config: DataConfig) -> Pairs:
-    """The parts by shares."""
-    parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
-    for sample in read_samples(config.path, config.videos, quarantine=config.quarantine):
-        parts[side(config, sample.video)].append(sample)
-    for part, what in zip(parts, ("trained on", "used for validation", "held out"), strict=True):
-        if len({s.video for s in part}) < 2:
-            raise ClipreelError(
-                f"{config.path} holds {sum(map(len, parts))} videos, and {len(part)} of them would be {what}: give "
-                "more videos, or other shares (data.held_out_share, data.validation_share)"
-            )
-    return Pairs(*parts)
+    """The parts by shares. The lowest draws are held out, those above them are for validation, and either has at least
+    two videos, so a small set can be used whatever its draws are.
+
+    A video that is trained on stays so when videos are added, and one for validation is never held out later; what a
+    small set held out beyond its share may move down. Taking videos away can move others up.
+    """
+    samples = read_samples(config.path, config.videos, quarantine=config.quarantine)
+    paths = [written(config, s.video) for s in samples]
+    draws = {path: draw(path) for path in paths}
+    rest = sorted(draws, key=lambda path: (draws[path], path))
+    of: dict[str, int] = {}
+    for number, top in ((2, config.held_out_share), (1, config.held_out_share + config.validation_share)):
+        count = max(LEAST, sum(draws[path] < top for path in rest))
+        of |= dict.fromkeys(rest[:count], number)
+        rest = rest[count:]
+    if len(rest) < LEAST:
+        raise ClipreelError(
+            f"{config.path} holds {len(draws)} videos, and {len(rest)} of them would be trained on: give more videos, "
+            "or other shares (data.held_out_share, data.validation_share)"
+        )
+    train, validation, held_out = (
+        [s for s, path in zip(samples, paths, strict=True) if of.get(path, 0) == number] for number in range(3)
+    )
+    return Pairs(train, validation, held_out)

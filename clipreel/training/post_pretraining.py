@@ -38,6 +38,7 @@ from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
 from clipreel.training.pairs import SHAPES
 from clipreel.training.recipe import Recipe
+from clipreel.training.settings import PIXELS
 from clipreel.training.snapshots import Snapshots
 from clipreel.training.starting import start_from
 from clipreel.training.streaming import Streamed
@@ -82,7 +83,7 @@ class PostPretrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     validation: SourceConfig | None = None
-    pixels: dict[str, Any] = field(default_factory=dict)
+    pixels: dict[str, Any] = field(default_factory=dict, metadata=PIXELS)
     start: str | None = None
     frames: int = 12
     random_frames: bool = False

@@ -30,8 +30,9 @@ Tensors = dict[str, Tensor]
 class Recipe(ABC):
     """What the engine needs to know about a method.
 
-    `encode` must treat every row by itself (no batch statistics). `losses` may use parameters of its own; it runs in
-    float32 on every process with the same inputs and the same random numbers.
+    `encode` must treat every row by itself: no batch statistics, and random numbers from noise.py, which no split of the
+    batch changes (torch's own would). `losses` may use parameters of its own; it runs in float32 on every process with
+    the same inputs and the same random numbers.
     """
 
     @abstractmethod

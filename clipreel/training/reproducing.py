@@ -26,8 +26,9 @@ from clipreel.training.chains import RESULT, Link
 from clipreel.training.config import as_dict, to_yaml
 from clipreel.training.distributed import on_first
 from clipreel.training.finished import Spread, is_done, pooled, read_report
+from clipreel.training.settings import TuneConfig, read_config
 from clipreel.training.stage_runs import Judged, finished, run_judged
-from clipreel.training.tuning import TuneConfig, Tuned, read_config, tune
+from clipreel.training.tuning import Tuned, tune
 
 SCHEMA = 1  # of result.json
 NOT_WHOLE = ("partial", "another list", "other captions")  # how a split is named that is not the published one

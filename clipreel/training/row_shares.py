@@ -1,7 +1,8 @@
 """Rows that only a loss needs (pairs drawn from the whole batch), each computed by one process of several.
 
 Every process knows all inputs and needs all outputs. What comes out, forwards and backwards, is as if it had computed
-every row itself, so the rest of the loop need not know; only the work and its memory are shared.
+every row itself, so the rest of the loop need not know; only the work and its memory are shared. That includes random
+numbers of noise.py, which belong to a row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clipreel.noise import from_row
 from clipreel.training.distributed import gather_rows, lost_process, world
 
 
@@ -21,14 +23,9 @@ def in_shares(
     compute: Callable[..., Tensor], rows: int, inputs: Sequence[Tensor], params: Sequence[nn.Parameter]
 ) -> Tensor:
     """The output (rows, ...) of `compute(which, *inputs)`, a function of a slice of the rows, differentiable in the
-    inputs (of all rows, equal on all processes) and in the parameters that it uses.
-
-    Random numbers inside it, such as dropout, are other ones on every process.
-    """
+    inputs (of all rows, equal on all processes) and in the parameters that it uses."""
     if world().size == 1:
         return compute(slice(0, rows), *inputs)
-    # drawn by all, so that they go on alike; taken by rank, so that no two processes drop the same
-    torch.manual_seed(int(torch.randint(2**31 - 1, ())) + world().rank)
     used = [p for p in params if p.requires_grad]
     return _Shared.apply(compute, rows, len(inputs), *inputs, *used)
 
@@ -42,14 +39,15 @@ class _Shared(torch.autograd.Function):
         ctx.mine = slice(cuts[here.rank], cuts[here.rank + 1])
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors[:inputs]]
         ctx.sources = (*leaves, *tensors[inputs:])
-        with torch.enable_grad():
+        with torch.enable_grad(), from_row(ctx.mine.start):
             ctx.out = compute(ctx.mine, *leaves)
         return gather_rows(ctx.out.detach(), counts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = [t for t in ctx.sources if t.requires_grad]
-        found = torch.autograd.grad(ctx.out, wanted, grads[0][ctx.mine], allow_unused=True, materialize_grads=True)
+        with from_row(ctx.mine.start):
+            found = torch.autograd.grad(ctx.out, wanted, grads[0][ctx.mine], allow_unused=True, materialize_grads=True)
         sums = iter(totals(found))
         given = [next(sums) if t.requires_grad else None for t in ctx.sources]
         return None, None, None, *given

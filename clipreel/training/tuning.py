@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,73 +25,26 @@ from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import save_features
 from clipreel.evaluation.metrics import Result
 from clipreel.head_files import save_head
-from clipreel.heads import Head, build_head, head_named, head_options
+from clipreel.heads import Head, build_head
 from clipreel.losses import missed_in
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN, Tuner
-from clipreel.training.batches import Augment, Loader
+from clipreel.training.batches import Loader
 from clipreel.training.checkpoint import read_whole, take
-from clipreel.training.config import GroupRule, TrainConfig, as_dict, override, read, to_yaml
-from clipreel.training.decoding import Decoder, FrameSampling, sizes_of
+from clipreel.training.config import GroupRule, TrainConfig, as_dict, to_yaml
+from clipreel.training.decoding import Decoder, sizes_of
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
 from clipreel.training.log import peak_memory
 from clipreel.training.measuring import Compared, Looked, Say, compare, helps, look, measured, readable, told
 from clipreel.training.order import Order
-from clipreel.training.pairs import DataConfig, Pairs, read_pairs
+from clipreel.training.pairs import Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
+from clipreel.training.settings import TuneConfig, checked, resolved, settled
 from clipreel.training.sharding import Sharded
 from clipreel.training.starting import origin, start_from
-from clipreel.tuners import FROZEN, build, method, options
+from clipreel.tuners import build
 from clipreel.tuners.overriding import Overriding
-
-
-@dataclass(frozen=True)
-class HeadChoice:
-    """The head that is trained with the method: a name in heads.HEADS, or as its paper writes it, and its own `lr`.
-
-    `mean` is the mean of the frames' vectors, which is what there is without a head.
-    """
-
-    name: str = "mean"
-    options: dict[str, Any] = field(default_factory=dict)
-    lr: float = 1e-4
-
-    @property
-    def kind(self) -> str:
-        """Our name of the head."""
-        return head_named(self.name)
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
-    `head` alone; `lr` None takes the method's own; `order` says which captions meet in a batch; `sampling`
-    says which frames are seen (None: as the base does, see video/sampling.py); `random_frames` draws one frame of each
-    part of equal times; `crop_from` keeps frames to train on of so many pixels, more than the model sees, of which
-    `augment.crop` cuts; `loss` is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the
-    pixel recipe of the base; `start` is an adapter of the method, or a released checkpoint of it, to go on from;
-    `shard` spreads what the method full trains over the processes of torchrun, which changes memory and time alone."""
-
-    model: str = "openai/clip-vit-base-patch32"
-    method: str = "vop_fc"
-    options: dict[str, Any] = field(default_factory=dict)
-    head: HeadChoice = field(default_factory=HeadChoice)
-    data: DataConfig = field(default_factory=DataConfig)
-    frames: int = 12
-    sampling: FrameSampling | None = None
-    batch: int = 32
-    order: Literal["distinct", "pairs", "opposites"] = "distinct"
-    random_frames: bool = False
-    augment: Augment = field(default_factory=Augment)
-    crop_from: int | None = None
-    loss: str = "contrastive"
-    max_scale: float = 100.0
-    pixels: dict[str, Any] = field(default_factory=dict)
-    start: str | None = None
-    lr: float | None = None
-    shard: bool = False
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -125,60 +78,6 @@ class Tuned:
         return helps(self.compared, self.general)
 
 
-def read_config(
-    path: Path | None,
-    changes: Sequence[str] = (),
-    *,
-    method: str | None = None,
-    model: str | None = None,
-    head: str | None = None,
-) -> TuneConfig:
-    """A config from a YAML file (the defaults without one), then method, model and head, then changes as "lr=1e-3".
-
-    Changes may name every option of the method and of the head, as options.joint_layers=2 or head.options.layers=2.
-    """
-    config = read(TuneConfig, path)
-    first = [c for c in changes if c.startswith(("method=", "head.name="))]
-    for change in first:
-        config = override(config, change)
-    config = replace(config, method=method or config.method, model=model or config.model)
-    if head not in (None, config.head.name):
-        config = replace(config, head=HeadChoice(str(head)))
-    every = options(config.method, config.options)
-    if "frames" not in config.options:  # follows the frames of the config
-        every.pop("frames", None)
-    of_head = head_options(config.head.name, config.head.options)
-    config = replace(config, options=every, head=replace(config.head, options=of_head))
-    for change in changes:
-        if change not in first:
-            config = override(config, change)
-    checked(config)
-    return config
-
-
-def checked(config: TuneConfig) -> None:
-    """Raises ClipreelError for options and heads that do not go together, before anything is loaded."""
-    resolved(config)
-    head_options(config.head.name, config.head.options)
-    if config.shard and (config.method, config.head.kind) != ("full", "mean"):
-        raise ClipreelError(
-            f"shard: {config.method} is small enough for one device; it is for the method full, no head"
-        )
-    if config.head.kind == "mean":
-        if config.method == FROZEN:
-            raise ClipreelError(f"the method {FROZEN} trains nothing below a head: name one, as --head seq_transf")
-    elif config.loss != "contrastive":
-        raise ClipreelError(f"loss {config.loss!r}: a head is trained by contrastive alone; take that, or no head")
-
-
-def resolved(config: TuneConfig) -> dict[str, Any]:
-    """All options of the method; those that learn frame positions learn as many as there are frames."""
-    stated = dict(config.options)
-    if "frames" in options(config.method, {}) and "frames" not in stated:
-        stated["frames"] = config.frames
-    return options(config.method, stated)
-
-
 def tune(
     config: TuneConfig,
     folder: Path,
@@ -200,6 +99,7 @@ def tune(
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     checked(config)
+    config = settled(config)
     base = sampled(with_pixels(base or load(config.model, device=device, download=download), config.pixels), config)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     others = read_samples(config.data.general) if config.data.general else []
@@ -222,12 +122,13 @@ def tune(
         after_first(lambda: plainly(base, {"of the general set": others}, (), "frames-general")) if others else None
     )
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in larger], pairs, larger, config)
-    validation = [s for s in pairs.validation if s.id in frames]
+    where = config.train.select.split
+    selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
         if isinstance(recipe, Sharded):
             recipe.gather()
-        now = measured(adapted(base, tuner, head, config), validation, frames, config.frames, "validation")
+        now = measured(adapted(base, tuner, head, config), selecting, frames, config.frames, where)
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
     outcome = fit(
@@ -235,11 +136,13 @@ def tune(
         loader,
         rates(config, head),
         folder / "run",
-        validator=Validator("validation", measure),
+        validator=Validator(where, measure),
         facts=facts_of(config, base, pairs) | decode.facts(larger),
         progress=progress,
         say=say,
     )
+    if outcome.on_test:
+        say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
     split = pairs.label or f"{config.data.path} held out"
 
     def seen(model: Retriever, selection: str) -> Looked:
@@ -302,17 +205,17 @@ def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
 
 
 def recipe_of(base: Retriever, tuner: Tuner, head: Head | None, config: TuneConfig) -> RetrievalRecipe:
+    how: dict[str, Any] = {"max_scale": config.max_scale, "same_video": config.same_video}
     if head is None:
-        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, max_scale=config.max_scale)
-    return HeadRecipe(base.clip, tuner, base.preprocess, head, max_scale=config.max_scale)
+        return RetrievalRecipe(base.clip, tuner, base.preprocess, loss=config.loss, **how)
+    return HeadRecipe(base.clip, tuner, base.preprocess, head, **how)
 
 
 def rates(config: TuneConfig, head: Head | None) -> TrainConfig:
     """The training config with the learning rates of the method and of the head."""
-    optim = config.train.optim
+    train = settled(config).train
     own = (GroupRule(r"^head\.", lr=config.head.lr),) if head is not None and trained(head) else ()
-    lr = config.lr or method(config.method).rate
-    return replace(config.train, optim=replace(optim, lr=lr, groups=(*own, *optim.groups)))
+    return replace(train, optim=replace(train.optim, groups=(*own, *train.optim.groups)))
 
 
 def with_weights(base: Retriever, config: TuneConfig, snapshot: Snapshot) -> Retriever:
@@ -388,6 +291,7 @@ def loader_of(
 def facts_of(config: TuneConfig, base: Retriever, pairs: Pairs) -> dict[str, Any]:
     """What a resumed run must share with its beginning, besides the training config."""
     known = as_dict(replace(config, train=TrainConfig()))
+    del known["shard"]  # a run may go on in shares, or without
     names = "\n".join(f"{s.id}\t{c}" for s in pairs.train for c in s.captions)
     names += "".join(f"\n{m.id}\t{t}\tnot" for t, moments in pairs.misses.trained.items() for m in moments)
     return {"base": base.fingerprint, "pairs": hashlib.sha256(names.encode()).hexdigest()[:16], "config": known}

@@ -28,7 +28,8 @@ from clipreel.training.comparing import Spread, as_json, study
 from clipreel.training.config import OptimConfig, ScheduleConfig, SelectConfig, TrainConfig, as_dict, to_yaml
 from clipreel.training.pairs import SHAPES, DataConfig
 from clipreel.training.post_pretraining import NOT_DECAYED, PostPretrainConfig, SourceConfig, post_pretrain
-from clipreel.training.tuning import TuneConfig, tune
+from clipreel.training.settings import TuneConfig
+from clipreel.training.tuning import tune
 
 MODEL = "shapes-tiny"
 PROXIES = (1, 2, 4, 8)

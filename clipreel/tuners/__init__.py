@@ -19,13 +19,14 @@ from clipreel.tuners.mv_adapter import MvAdapter, MvAdapterConfig
 from clipreel.tuners.overriding import Overriding, OverridingConfig
 from clipreel.tuners.patch_3d import Patch3d, Patch3dConfig
 from clipreel.tuners.st_adapter import StAdapter, StAdapterConfig
-from clipreel.tuners.vop import Vop, VopConfig
+from clipreel.tuners.vop import Vop, VopConfig, context_rates
 
 
 @dataclass(frozen=True)
 class Method:
     """`preset` are the options that make this method of its tuner; `identity`: it starts as the base itself;
-    `temporal`: frames in another order can give another vector; `rate`: the learning rate to start from."""
+    `temporal`: frames in another order can give another vector; `rate`: the learning rate to start from, `rates`:
+    those of some parameters, by regular expressions for their names, as they follow from the options."""
 
     about: str
     build: Callable[[Clip, Any], Tuner]
@@ -34,10 +35,11 @@ class Method:
     identity: bool = False
     temporal: bool = False
     rate: float = 1e-3
+    rates: Callable[[Any], Mapping[str, float]] = lambda config: {}
 
 
 def _vop(about: str, *, temporal: bool = False, rate: float = 1e-3, **preset: Any) -> Method:
-    return Method(about, Vop, VopConfig, preset, temporal=temporal, rate=rate)
+    return Method(about, Vop, VopConfig, preset, temporal=temporal, rate=rate, rates=context_rates)
 
 
 def _base(about: str, rate: float, **preset: Any) -> Method:
@@ -52,11 +54,11 @@ TUNERS: Mapping[str, Method] = {
     "vop": _vop("prompts in every layer of both towers"),
     "vop_p": _vop("VoP, half of the prompts per frame position", general=4, position=4, temporal=True),
     "vop_c": _vop("VoP, half of the prompts from a BiLSTM over the frames", general=4, context=4, temporal=True),
-    "vop_f": _vop("VoP, the last layers see all frames", joint_layers=4, temporal=True),
-    "vop_fp": _vop("VoP^F with position prompts", general=4, position=4, joint_layers=4, temporal=True),
-    "vop_fc": _vop("VoP^F with context prompts", general=4, context=4, joint_layers=4, temporal=True),
+    "vop_f": _vop("VoP, the last layers see all frames", joint_layers=None, temporal=True),
+    "vop_fp": _vop("VoP^F with position prompts", general=4, position=4, joint_layers=None, temporal=True),
+    "vop_fc": _vop("VoP^F with context prompts", general=4, context=4, joint_layers=None, temporal=True),
     "vop_pc": _vop("position and context prompts", general=4, position=2, context=2, temporal=True),
-    "vop_fpc": _vop("all of VoP", general=4, position=2, context=2, joint_layers=4, temporal=True),
+    "vop_fpc": _vop("all of VoP", general=4, position=2, context=2, joint_layers=None, temporal=True),
     "vpt": _vop("prompts in the video tower only (VPT, deep)", prefix=0),
     "coop": _vop("prompts before the words only (CoOp)", general=0, prefix=16, text_layers=(0,)),
     "text_prompts": _vop("the text half of VoP", general=0),
@@ -142,6 +144,12 @@ def options(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         return asdict(m.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}))
     except TypeError as e:
         raise ClipreelError(f"options of {name}: {e}") from e
+
+
+def own_rates(name: str, changes: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
+    """The learning rate of a method with these options, and those of some of its parameters by regular expression."""
+    m = method(name)
+    return m.rate, dict(m.rates(m.config(**options(name, changes))))
 
 
 def build(name: str, clip: Clip, changes: Mapping[str, Any] | None = None) -> Tuner:

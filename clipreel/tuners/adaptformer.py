@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clipreel.block import normalise
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
+from clipreel.noise import dropout
 from clipreel.patterns import Layout
 from clipreel.sites import NOTHING, LayerTuner
 from clipreel.tuners.overriding import WithBiases
@@ -64,7 +65,7 @@ class Bottleneck(LayerTuner):
     def added(self, x: Tensor) -> Tensor:
         if self.norm is not None and self.place == "in":
             x = normalise(self.norm, x, NOTHING, "norm")
-        inner = F.dropout(F.relu(self.down(x)), self.dropout, self.training)
+        inner = dropout(F.relu(self.down(x)), self.dropout, self.training)
         out = F.linear(inner, self.scale * self.up.weight, self.scale * self.up.bias)
         return normalise(self.norm, out, NOTHING, "norm") if self.norm is not None and self.place == "out" else out
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clipreel.block import quick_gelu
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
+from clipreel.noise import dropout
 from clipreel.patterns import Layout
 from clipreel.sites import LayerTuner
 from clipreel.tuners.adaptformer import VisionAdapters
@@ -67,7 +68,7 @@ class Bypass(nn.Module):
         image = z[:, :, 1:].reshape(B * T, grid, grid, -1).permute(0, 3, 1, 2)
         patches = self.conv(image).permute(0, 2, 3, 1).reshape(B, T, grid * grid, -1)
         cls = F.linear(z[:, :, :1], self.conv.weight[:, :, 1, 1], self.conv.bias)
-        z = F.dropout(quick_gelu(torch.cat([cls, patches], 2)), self.dropout, self.training)
+        z = dropout(quick_gelu(torch.cat([cls, patches], 2)), self.dropout, self.training)
         return F.linear(z, self.scale * self.up.weight, self.scale * self.up.bias).flatten(1, 2)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clipreel.block import Block
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
+from clipreel.noise import dropout
 from clipreel.sites import Layered, LayerTuner
 
 PARTS = ("q", "k", "v", "out", "fc", "proj")
@@ -50,7 +51,7 @@ class LowRank(LayerTuner):
         parts = [p for p in self.down if layer_of(p) == name]
         if not parts:
             return y
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         deltas = {p: F.linear(F.linear(x, self.down[p]), self.up[p]) * self.scale for p in parts}
         if name != "qkv":
             return y + deltas[name]

@@ -28,11 +28,12 @@ CONTEXT_MODULES = ("bilstm", "lstm", "transformer")
 
 @dataclass(frozen=True)
 class VopConfig:
-    """Which prompts there are. VoP is (general 8), P (4, position 4), C (4, context 4), F (8, joint_layers 4).
+    """Which prompts there are. VoP is (general 8), P (4, position 4), C (4, context 4), F (8, joint_layers None).
 
     `general`, `position`, `context` count prompts per frame and layer: the same for all frames, one set per frame
     position, or made from the frames' CLS tokens. The last `joint_layers` layers see all frames at once, with as many
-    prompts per video; `frames` is how many positions are learned, others are interpolated. Text takes `prefix` prompts
+    prompts per video; None takes a third of the layers, four at most, which are the paper's four of twelve. `frames` is
+    how many positions are learned, others are interpolated. Text takes `prefix` prompts
     behind the start token and `suffix` before the last slot; `text_read` "released" reads the text `suffix` slots
     behind its end token, as the released checkpoint does, "eos" at the end token. `vision_layers` and `text_layers`
     limit the depth (None: all). `std` is the scale of new prompts; `position_std`, where given, that of everything
@@ -42,7 +43,7 @@ class VopConfig:
     general: int = 8
     position: int = 0
     context: int = 0
-    joint_layers: int = 0
+    joint_layers: int | None = 0
     frames: int = 12
     context_module: str = "bilstm"
     prefix: int = 8
@@ -65,8 +66,13 @@ class VopConfig:
             raise ClipreelError(f"{tower}_layers {depth}: list layers from 0 to {layers - 1}, and 0 itself")
         return depth
 
+    def joint_of(self, layers: int) -> int:
+        """How many of so many layers see all frames at once."""
+        return max(1, min(4, layers // 3)) if self.joint_layers is None else self.joint_layers
+
     def check(self) -> None:
-        counts = {n: getattr(self, n) for n in ("general", "position", "context", "joint_layers", "prefix", "suffix")}
+        counts = {n: getattr(self, n) for n in ("general", "position", "context", "prefix", "suffix")}
+        counts |= {} if self.joint_layers is None else {"joint_layers": self.joint_layers}
         for name, value in counts.items():
             if value < 0:
                 raise ClipreelError(f"{name} {value}: give 0 or more")
@@ -76,12 +82,17 @@ class VopConfig:
             raise ClipreelError(f"text_read {self.text_read!r}: allowed are {', '.join(TEXT_READS)}")
         if self.context_module not in CONTEXT_MODULES:
             raise ClipreelError(f"context_module {self.context_module!r}: allowed are {', '.join(CONTEXT_MODULES)}")
-        if self.vision_layers is not None and (self.joint_layers or self.position or self.context):
+        if self.vision_layers is not None and (self.joint_layers != 0 or self.position or self.context):
             raise ClipreelError(
                 "vision_layers limits general prompts; leave it out with position, context, joint_layers"
             )
-        if not self.per_frame + self.joint_layers + self.prefix + self.suffix:
+        if not self.per_frame + self.prefix + self.suffix and self.joint_layers == 0:
             raise ClipreelError("VoP without any prompt trains nothing; give general or prefix")
+
+
+def context_rates(c: VopConfig) -> dict[str, float]:
+    """BiLSTM and FC learn ten times slower than prompts (specification vop.md 5)."""
+    return {"^context": 1e-4} if c.context else {}
 
 
 def normal(std: float, *shape: int) -> nn.Parameter:
@@ -327,15 +338,21 @@ class Vop(Layered):
         self.config = c
         self.text_slots, self.slots = c.prefix + c.suffix, base.context
         layers = base.vision.layers
-        frame_layers = layers - c.joint_layers
+        joint = c.joint_of(layers)
+        frame_layers = layers - joint
         if frame_layers < 0:
-            raise ClipreelError(f"joint_layers {c.joint_layers}: the video tower has {layers} layers")
+            raise ClipreelError(f"joint_layers {joint}: the video tower has {layers} layers")
+        if not frame_layers and (c.position or c.context):
+            raise ClipreelError(
+                f"joint_layers {joint} leaves no layer of {layers} that sees frame by frame, so position and context "
+                "prompts have no place; give fewer, or none of these prompts, as vop_f"
+            )
         if self.slots - self.text_slots < 3:
             raise ClipreelError(f"{self.text_slots} text prompts leave no room for words in {self.slots} text slots")
         # registered before the layers that share it, so that its tensors bear its name
-        self.context = Context(c, base.vision, base.activation) if c.context and frame_layers else None
+        self.context = Context(c, base.vision, base.activation) if c.context else None
         width = base.vision.width
-        depth, stay = c.depth("vision", layers) if c.per_frame or c.joint_layers else (), False
+        depth, stay = c.depth("vision", layers) if c.per_frame or joint else (), False
         for i in depth:
             if i < frame_layers:
                 replaced, stay = c.per_frame if stay else 0, i + 1 < layers and i + 1 not in depth

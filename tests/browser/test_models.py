@@ -65,7 +65,6 @@ def test_a_switch_made_elsewhere_is_told_and_followed(open_page, moving, adapter
         page.locator(CARDS).first.wait_for(timeout=FOLLOWED_MS)  # nothing was pressed
         page.locator("#adapters .label", has_text="my footage").wait_for()
         migrate.undo(str(moving.index))
-        page.wait_for_timeout(1000)  # the server looks twice a second
         ask(page, RING)
         wait_first(page, "the long table.mp4")
     finally:

@@ -218,6 +218,18 @@ def test_care_for_adapters(lora: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["adapters", "remove", str(tmp_path)]) == 2
 
 
+def test_weights_chosen_on_the_held_out_part_are_marked(films: Path, cache: Path, tmp_path: Path) -> None:
+    """As the papers choose them; validation and held-out part differ in size, so the measurements tell which it was."""
+    changes = ("lr=1e-2", "options.rank=2", "train.select.split=test")
+    assert tune(films, tmp_path / "run", cache, "--method", "lora", changes=changes) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    rule = "best t2v R@1 on the test split"
+    assert report["compared"]["after"]["stamp"]["selection"] == rule
+    assert report["validation"]["t2v R@1"] == pytest.approx(report["compared"]["after"]["t2v"]["R@1"])
+    assert json.loads((tmp_path / "run" / "run" / "outcome.json").read_text())["on_test"] is True
+    assert rule in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_second_set_is_measured_too(
     films: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +261,10 @@ def test_a_method_that_cannot_be_merged_is_not_exported(
         (("data.train=train",), "name all of data.train, data.validation and data.held_out"),
         (("data.held_out_share=0.99",), "give more videos, or other shares"),
         (("data.train=a", "data.validation=b", "data.held_out=c"), "a"),
+        (("data.train=a", "data.validation=b", "data.held_out=b"), "are not three splits"),
+        (("train.optim.lr=0.5",), "takes its rate from lr; give lr=0.5"),
+        (("order=opposites",), "only the shapes world says so"),
+        (("train.select.metric=t2v R@2",), "what is measured is t2v R@1"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_decoded(

@@ -16,7 +16,7 @@ from clipreel.errors import ClipreelError
 from clipreel.head_files import read_head, with_head
 from clipreel.heads import unit
 from clipreel.training.measuring import look
-from clipreel.training.tuning import read_config as read_tune_config
+from clipreel.training.settings import read_config as read_tune_config
 from clipreel.training.tuning import read_pairs
 from tests.cli.test_tune import cache, films, tune
 

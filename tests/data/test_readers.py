@@ -91,13 +91,34 @@ def test_encodings(tmp_path: Path) -> None:
         ("utf-16", "is UTF-16 text, not UTF-8; repair: iconv -f UTF-16 "),
         ("utf-16-le", "iconv -f UTF-16LE "),
         ("utf-16-be", "iconv -f UTF-16BE "),
-        ("latin-1", "line 2: byte 0xfc is not UTF-8 (often Latin-1); repair: iconv -f ISO-8859-1 "),
+        ("latin-1", 'line 2: byte 0xfc is not UTF-8. If \'mp4", "caption": "Gr\u00fc\u00dfe"}\' reads right, repair: '),
     ]:
         path.write_bytes(("{}\n" + line).encode(encoding))
         with pytest.raises(ClipreelError) as e:
             read_samples(path)
         assert said in str(e.value)
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("caption", "encoding", "said"),
+    [
+        (
+            "he says \u201chi\u201d",
+            "cp1252",
+            "0x93 is not UTF-8. If 'a.mp4,he says \u201chi\u201d' reads right, repair: iconv -f W",
+        ),
+        ("\u3053\u3093", "shift-jis", "0x82 is not UTF-8. If 'a.mp4,\u201a\u00b1\u201a\u00f1' reads right, repair"),
+        ("\u72ac\u3001\u732b", "shift-jis", "0x8c is not UTF-8; repair: iconv -f ENCODING -t UTF-8 "),
+    ],
+)
+def test_a_guess_at_an_encoding_shows_what_it_reads(tmp_path: Path, caption: str, encoding: str, said: str) -> None:
+    path = tmp_path / "x.csv"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + f"video,caption\na.mp4,{caption}\n".encode(encoding))
+        with pytest.raises(ClipreelError) as e:
+            read_samples(path)
+        assert f"{path}, line 2: byte {said}" in str(e.value)
 
 
 A = '{"video": "a.mp4", "caption": "x"}\n'

@@ -336,7 +336,7 @@ def test_a_wrong_encoding_names_its_repair(films: Path, tmp_path: Path) -> None:
     p.lsmdc(tmp_path, prepared("lsmdc", films)[0])
     file = tmp_path / "LSMDC16_annos_training.csv"
     file.write_bytes(file.read_bytes() + "a\t0\t0\t0\t0\tGr\u00fc\u00dfe\n".encode("latin-1"))
-    assert "repair: iconv -f ISO-8859-1" in refused("lsmdc", "clip4clip", tmp_path, films)
+    assert "repair: iconv -f WINDOWS-1252" in refused("lsmdc", "clip4clip", tmp_path, films)
 
 
 def test_a_test_list_that_overlaps_the_training_list_is_refused(films: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from clipreel.retriever import Retriever
 from clipreel.training.batches import Batch
 from clipreel.training.config import ScheduleConfig
 from clipreel.training.optim import Updater
-from clipreel.training.tuning import TuneConfig, parts, rates, read_config, recipe_of
+from clipreel.training.settings import TuneConfig, read_config
+from clipreel.training.tuning import parts, rates, recipe_of
 from clipreel.tuners.mv_adapter import MvAdapterConfig
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -119,11 +119,9 @@ def test_the_command_trains_a_config(world: Path, tmp_path: Path, capsys: pytest
 
 
 def test_two_processes_make_the_model_of_one(world: Path, tmp_path: Path) -> None:
-    """Without dropout, whose masks follow the rows of a process."""
+    """With dropout, drop path, hidden words and crops, which belong to the rows of the batch."""
     config = stage(world, images=str(world / "stills.jsonl"), augment="video")
-    sizes = config.sizes
-    vision, text = replace(sizes.vision, drop_path=0.0), replace(sizes.text, dropout=0.0)
-    config = replace(config, sizes=replace(sizes, vision=vision, text=text))
+    assert config.sizes.vision.drop_path > 0 < config.sizes.text.dropout
     one = run_stage(config, tmp_path / "one")
     runs = worker.run(2, tmp_path / "two", stage=config)
     assert [code for code, _ in runs] == [0, 0], runs

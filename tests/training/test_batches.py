@@ -182,8 +182,25 @@ def test_captions_of_one_part_of_a_video_are_one_group() -> None:
     group = dict(zip(pairs.names, pairs.groups.tolist(), strict=True))
     assert group["a"] == group["b"] != group["part"]
     distinct = Loader(Order(samples, batch=3), frames, words)
-    assert {len(distinct.batch(s)) for s in range(8)} == {2}
-    assert {n for s in range(8) for n in distinct.batch(s).names} == {"a", "b", "part"}
+    assert {len(distinct.batch(s)) for s in range(16)} == {1}
+    assert {n for s in range(16) for n in distinct.batch(s).names} == {"a", "b", "part"}
+
+
+def test_parts_that_share_time_never_meet() -> None:
+    """0-3 s and 1-3 s of one film show the same things, so the caption of one is no wrong answer to the other."""
+    times = {"a": (0.0, 3.0), "b": (1.0, 3.0), "c": (2.5, 6.0), "d": (6.0, 9.0), "e": (8.0, None)}
+    samples = [Sample(name, Path("v.mp4"), (f"{n} 0",), *part) for n, (name, part) in enumerate(times.items())]
+    samples.append(Sample("f", Path("w.mp4"), ("5 0",), 0.0, 3.0))
+    frames = dict.fromkeys([*times, "f"], np.zeros((1, 3, SIZE, SIZE), np.uint8))
+    distinct = Loader(Order(samples, batch=6), frames, words)
+    seen = set()
+    for step in range(30):
+        names = distinct.batch(step).names
+        assert [len(set(names) & part) for part in ({"a", "b", "c"}, {"d", "e"}, {"f"})] == [1, 1, 1]
+        seen |= set(names)
+    assert seen == {*times, "f"}
+    pairs = Loader(Order(samples, "pairs", batch=6), frames, words).batch(0)
+    assert len(set(pairs.groups.tolist())) == 6
 
 
 def test_frames_are_those_of_the_sample_and_short_ones_are_masked() -> None:

@@ -14,7 +14,8 @@ from clipreel.training.cells import Cell, cells
 from clipreel.training.config import read
 from clipreel.training.optim import by_rules
 from clipreel.training.post_pretraining import PostPretrainConfig, every_option
-from clipreel.training.tuning import checked, rates, read_config, resolved
+from clipreel.training.settings import checked, read_config, resolved
+from clipreel.training.tuning import rates
 from clipreel.tuners import build
 from clipreel.tuners.counting import ARCHITECTURES
 
@@ -40,6 +41,13 @@ def test_every_cell_builds_and_its_rules_meet_parameters(path: Path) -> None:
         for figures in (cell.t2v, cell.v2t, cell.dual_softmax):
             recalls = [figures[k] for k in ("R@1", "R@5", "R@10") if k in figures]
             assert recalls == sorted(recalls)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_captions_of_one_video_are_wrong_for_each_other_as_in_the_codes_that_draw_pairs(path: Path) -> None:
+    """Specification vop.md 9.11, mv_adapter.md 4; CLIP-ViP draws every video once."""
+    ways = {(cell.config.order, cell.config.same_video) for cell in cells(path).values()}
+    assert ways == {("distinct", "right") if path.parent.name == "clip_vip" else ("pairs", "wrong")}
 
 
 def test_every_paper_has_its_tables() -> None:

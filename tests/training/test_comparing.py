@@ -20,7 +20,7 @@ from clipreel.evaluation.report import compare
 from clipreel.training import rendering
 from clipreel.training.comparing import Study, finished, tables
 from clipreel.training.finished import Run, Spread, is_done, paired, read_run
-from clipreel.training.tuning import TuneConfig
+from clipreel.training.settings import TuneConfig
 
 COUNT = 24
 STAMP = Stamp(split="made", split_hash="x", frames="8 uniform", resolution=64, tokens=32, tokenizer="openai")
@@ -145,7 +145,7 @@ def report(folder: Path, kept: Features, seed: int, steps: int) -> None:
     """What `tune` leaves behind, as far as tables read it."""
     result = kept.result()
     costs = {"trainable": 10, "adapter_bytes": 4000, "seconds": 3.0, "peak_memory_bytes": 5, "step": 1}
-    config = {"train": {"seed": seed, "steps": steps}}
+    config = {"method": "vop", "train": {"seed": seed, "steps": steps}}
     compared = {"before": result.to_dict(), "after": result.to_dict()}
     (folder / "run").mkdir(parents=True)
     made = {"config": config, "costs": costs, "compared": compared, "last": result.to_dict()}
@@ -232,7 +232,7 @@ def test_a_table_survives_json(tmp_path: Path) -> None:
 
 def test_runs_of_a_version_with_fewer_settings_are_done(tmp_path: Path) -> None:
     report(tmp_path / "old", features(0.5), 3, 4)
-    base = TuneConfig()
+    base = TuneConfig(method="vop")  # vop_fc of a former version had one rate for all parts
     wanted = replace(base, train=replace(base.train, seed=3, steps=4))
     assert is_done(tmp_path / "old", wanted)
     assert not is_done(tmp_path / "old", replace(wanted, frames=wanted.frames + 1))

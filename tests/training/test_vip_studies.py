@@ -11,7 +11,7 @@ from clipreel.errors import ClipreelError
 from clipreel.training import vip_studies
 from clipreel.training.config import as_dict, read, to_yaml
 from clipreel.training.post_pretraining import PostPretrainConfig
-from clipreel.training.tuning import TuneConfig, read_config
+from clipreel.training.settings import TuneConfig, read_config
 from clipreel.training.vip_studies import LOSSES, Leg, Lengths, estimate, loss_legs, main, proxy_configs, scale_legs
 
 SHORT = Lengths(10, 8, 6)

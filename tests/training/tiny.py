@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipreel.clip import Clip, ClipConfig, TowerConfig
+from clipreel.noise import dropout
 from clipreel.patterns import Layout
 from clipreel.sites import LayerTuner, Tuner
 from clipreel.training.config import OptimConfig, TrainConfig
 from clipreel.training.distributed import world
 from clipreel.training.recipe import RetrievalRecipe
+from clipreel.tuners import build
 from clipreel.video.transforms import Preprocess
 
 CONFIG = ClipConfig(16, 8, TowerConfig(2, 32, 2, 64), TowerConfig(2, 32, 2, 64), 8, 40, 24, "quick_gelu")
@@ -85,7 +86,7 @@ class Side(LayerTuner):
         self.beside_mlp = self.delta
 
     def delta(self, x: Tensor, h: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        return self.up(F.dropout(torch.relu(self.down(h)), self.dropout, self.training))
+        return self.up(dropout(torch.relu(self.down(h)), self.dropout, self.training))
 
 
 class Sides(Tuner):
@@ -97,9 +98,12 @@ class Sides(Tuner):
         return self.sides[f"{tower}{index}"]
 
 
-def tiny_recipe(dropout: float = 0.0, **options: Any) -> RetrievalRecipe:
+def tiny_recipe(dropout: float = 0.0, method: str = "", **options: Any) -> RetrievalRecipe:
+    """Of the tiny method, or of one from the registry."""
     torch.manual_seed(0)
     clip, tuner = Clip(CONFIG), Tuner() if options.get("train_base") else Sides(dropout)
+    if method:
+        tuner = build(method, clip, {"dropout": dropout})
     return RetrievalRecipe(clip, tuner, Preprocess(size=16), **{"train_scale": True, **options})
 
 

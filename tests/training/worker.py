@@ -128,11 +128,11 @@ def evaluation(folder: Path) -> None:
         save_features(folder, found)
 
 
-def alpro(folder: Path, hook: Any, stage: str, sizes: list[int], **config: Any) -> None:
+def alpro(folder: Path, hook: Any, stage: str, sizes: list[int], options: dict[str, Any], **config: Any) -> None:
     """A stage of ALPRO; says how many pairs this process judged in each step."""
     from tests.training import test_alpro
 
-    recipe, judged = test_alpro.stage(stage), []
+    recipe, judged = test_alpro.stage(stage, **options), []
     match = recipe.model.match
     recipe.model.match = lambda *tokens: judged.append(len(tokens[0])) or match(*tokens)
     fit(recipe, test_alpro.Shared(tuple(sizes), hook), tiny_config(**config), folder)
@@ -162,7 +162,12 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     if options.get("own_loop"):
         own_loop(folder, options["sizes"], options.get("misses", False))
         return
-    recipe = tiny_recipe(options.get("dropout", 0.0), train_base=options.get("shard", False))
+    if "dark" in options:
+        from tests.training import test_engine
+
+        fit(test_engine.dark_recipe(options["dark"]), test_engine.OneDark(), tiny_config(), folder)
+        return
+    recipe = tiny_recipe(options.get("dropout", 0.0), options.get("method", ""), train_base=options.get("shard", False))
     if options.get("shard"):
         distributed.shard(recipe.clip)
     loader = Memory(tuple(options.get("sizes", [ROWS])), hook, options.get("misses", False))

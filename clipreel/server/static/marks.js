@@ -31,8 +31,8 @@ export class Marks {
     this.more = h("button", { type: "button", class: "text", id: "more-marked", onclick: () => this.#unfold() });
     const lines = h("code", { class: "commands" }, COMMANDS.join("\n"));
     const copy = iconButton("copy", "Copy the commands", () => this.#copy());
-    this.next = h("div", { class: "next" }, h("p", { class: "hint" }, "The right ones teach an adapter, which is proven before it answers:"), h("div", { class: "row" }, lines, copy));
-    this.hint = h("p", { class: "hint" }, "Say “This is it” or “This is not it” of a result: right ones can teach an adapter what you mean.");
+    this.next = h("div", { class: "next" }, h("p", { class: "hint" }, "They teach an adapter, wrong ones beside the right ones of the same query; it is proven before it answers:"), h("div", { class: "row" }, lines, copy));
+    this.hint = h("p", { class: "hint" }, "Say “This is it” or “This is not it” of a result: such marks can teach an adapter what you mean.");
     this.section = h("section", {}, this.title, this.hint, this.list, this.more, this.next);
     this.#draw();
   }

@@ -18,7 +18,8 @@ export class Models {
 
   async read() {
     try {
-      this.#draw(await api.models());
+      const found = await api.models();
+      if (!this.section.querySelector(".sure")) this.#draw(found); // who is asked whether it is meant may answer first
     } catch {
       this.section.hidden = true; // a server without models, or none: the search says so
     }
@@ -60,6 +61,7 @@ export class Models {
       this.switched();
     } catch (error) {
       toast(capital(error.message), null, true);
+      this.act.replaceChildren();
       await this.read();
     }
     (this.act?.querySelector("button") ?? this.section.closest("dialog").querySelector("h2")).focus();
