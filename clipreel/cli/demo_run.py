@@ -89,7 +89,7 @@ def shapes(model: str, out: Path, device: str) -> int:
     tuned = tuned_live(retriever, out)
     rows = {**rows, f"{DEMO.method}, {DEMO.train.steps} steps": tuned.compared.after}
     print(indented(table({k: rows[k] for k in list(rows)[1:]})))
-    print(f"   {SAID[tuned.compared.helped]}\n\n4. Indexing the folder with the adapter")
+    print(f"   {SAID[tuned.helped]}\n\n4. Indexing the folder with the adapter")
     index, report = indexed(tuned.after.model, folder, out)
     print("\n5. Searching it")
     captions = {os.path.abspath(s.video): s.captions[0] for s in samples}

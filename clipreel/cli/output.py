@@ -11,20 +11,27 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 
 
 class Progress:
-    """One line on standard error that is rewritten: done, rate, time left. Nothing when that is no terminal."""
+    """One line on standard error that is rewritten: done, rate, time left. Nothing when that is no terminal.
+
+    The rate counts from the first report, so neither what went before nor what a resumed run found done is in it.
+    """
 
     def __init__(self, what: str, visible: bool = True) -> None:
-        self.what, self.started, self.shown = what, time.monotonic(), 0.0
+        self.what, self.shown = what, 0.0
+        self.first: tuple[int, float] | None = None
         self.visible = visible and sys.stderr.isatty()
 
     def __call__(self, done: int, total: int, extra: str = "") -> None:
         now = time.monotonic()
+        if self.first is None or done < self.first[0]:  # what counts again from the start is another piece of work
+            self.first = done, now
         if not self.visible or (now - self.shown < 0.2 and done < total):
             return
         self.shown = now
-        rate = done / max(now - self.started, 1e-6)
-        left = (total - done) / rate if rate else 0.0
-        line = f"{self.what} {done}/{total}  {rate:.1f}/s  {clock(left)} left  {extra}"
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-6)
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each" if rate else ""
+        speed = f"{pace}  {clock((total - done) / rate)} left  " if rate else ""
+        line = f"{self.what} {done}/{total}  {speed}{extra}".rstrip()
         print(f"\r\x1b[K{line}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 

@@ -32,6 +32,7 @@ def prepare(
     drop_originals: Flag = False,
     model: str = DEFAULT_MODEL,
     frames: int | None = None,
+    sampling: Literal["uniform", "middles", "mv_adapter", "clip4clip", "clip_vip", "alpro"] | None = None,
     size: int | None = None,
     videos: Path | None = None,
     split: str | None = None,
@@ -51,7 +52,7 @@ def prepare(
     Args:
         data: A published data set by name (see docs/data.md), or JSON lines, CSV or Parquet with columns video and
             caption or captions (also start, end, id, split), or a folder with annotations.jsonl.
-        cache: Folder of the frames.
+        cache: Folder of the frames, for `clipreel tune --cache`; one that tune has made is added to.
         form: The form in which the annotations of a published set are here, such as clip4clip.
         root: Folder of those annotations (default: its folder in $CLIPREEL_DATA, else in data/).
         captions: Captions of a video taken as this, in place of how the set was published.
@@ -62,6 +63,8 @@ def prepare(
         model: Hub id, folder, file or built-in name of the model to be trained.
         frames: Frames kept of each video (default: as many as the model sees). Three times as many let the training
             draw frames at random.
+        sampling: Which frames are kept: at equal times (uniform), or by their number, as a paper's code does (default:
+            as the model does).
         size: Pixels of a side, where the training cuts random parts out of larger frames (default: the model's).
         videos: Folder that the names of videos count from (default: that of the data file).
         split: Only the rows of this split.
@@ -76,7 +79,7 @@ def prepare(
     from dataclasses import replace
 
     from clipreel.cli.search import load_model
-    from clipreel.data.cache import amount
+    from clipreel.data.cache import amount, home
     from clipreel.data.cache import prepare as make
     from clipreel.data.sources import Source, notes
 
@@ -95,23 +98,27 @@ def prepare(
         raise ClipreelError("name a folder for the frames: --cache DIR (or smaller copies: --shrink 224 --into DIR)")
     retriever = load_model(model, download, "cpu")
     samples = [s for part in parts.values() for s in part.samples]
+    pixels = retriever.preprocess if size is None else replace(retriever.preprocess, size=size)
+    own = retriever.sampling
+    chosen = replace(own, kind=sampling or own.kind, frames=own.frames if frames is None else frames)
+    place = home(cache, pixels, chosen)
     report = make(
         samples,
-        cache,
-        preprocess=retriever.preprocess if size is None else replace(retriever.preprocess, size=size),
-        sampling=retriever.sampling if frames is None else replace(retriever.sampling, frames=frames),
+        place,
+        preprocess=pixels,
+        sampling=chosen,
         workers=workers,
         timeout_s=time_limit,
         renew=renew,
         verify=verify,
-        forecast=lambda forecast: announce(forecast, len(samples), cache),
+        forecast=lambda forecast: announce(forecast, len(samples), place),
         progress=Progress("decoding"),
     )
     said = (
         f"decoded {report.made} videos ({amount(report.bytes)}, {report.renewed} of them had changed), kept "
-        f"{report.kept}; cache at {shown(str(cache))}"
+        f"{report.kept}; cache at {shown(str(place))}"
     )
-    return ended(report, {"cache": str(cache)}, said, json)
+    return ended(report, {"cache": str(place)}, said, json)
 
 
 def announce(forecast: Forecast, videos: int, cache: Path) -> None:

@@ -295,8 +295,11 @@ def check_helps(adapter: str, unhelpful: bool) -> None:
     config = read_config(adapter)
     gain = config.metrics.get("overall_gain", {}).get("value", 0.0)
     if config.helped is False and not unhelpful:
+        general, where = config.metrics.get("general", {}).get("overall_gain", {}), "did not help on its held-out pairs"
+        if general.get("high", 0.0) < 0:
+            gain, where = general["value"], "is worse on the videos that it must not get worse on"
         raise ClipreelError(
-            f"the adapter {shown(adapter)} did not help on its held-out pairs ({gain:+.1f} points over six recalls), "
+            f"the adapter {shown(adapter)} {where} ({gain:+.1f} points over six recalls), "
             "so the base is better: leave --adapter out, or say --unhelpful to take it all the same"
         )
     if config.helped is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import shown, skipped, spoken
+from clipreel.cli.output import Progress, shown, skipped, spoken
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -41,8 +41,9 @@ def tune(
         on: The base: hub id, folder, file or built-in name. (Default: openai/clip-vit-base-patch32.)
         config: YAML file with the differences to the default config.
         out: Folder of the run. (Default: tuned/METHOD.)
-        cache: Folder of decoded frames, which several runs may share. (Default: the folder of the run.)
-        general: A second set of pairs, on which the adapter must not be worse.
+        cache: Folder of decoded frames, which several runs may share, or which `clipreel prepare` made. (Default: the
+            folder of the run.)
+        general: A second set of pairs, on which the adapter must not be worse: then search does not use it.
         download: Allow the base to be fetched from the hub.
         device: Where to train: auto takes the GPU where there is one.
         json: Print the report as JSON.
@@ -51,7 +52,7 @@ def tune(
     from dataclasses import replace
 
     from clipreel.cli.search import load_model
-    from clipreel.cli.tune_page import SAID, gained, page, said_of_misses
+    from clipreel.cli.tune_page import gained, page, said_of_misses, verdict, weights_told
     from clipreel.training.distributed import joined
     from clipreel.training.settings import read_config
     from clipreel.training.tuning import tune as run
@@ -68,28 +69,32 @@ def tune(
     with joined(timeout_s=3600) as here:  # the others wait while the first decodes the videos
         base = load_model(found.model, download, device)
         progress, say = spoken(here.first, "step")
-        tuned = run(found, folder, scratch=cache, base=base, progress=progress, say=say)
+        decoding = Progress("decoding", here.first)
+        tuned = run(found, folder, scratch=cache, base=base, progress=progress, decoding=decoding, say=say)
     if not here.first:
         return 0
     report = page(tuned, folder)
     c = tuned.compared
     if json:
-        facts = {"adapter": str(tuned.adapter), "report": str(report), "costs": tuned.facts}
-        more = {"misses": tuned.misses} if tuned.misses else {}
-        print(js.dumps({**facts, "compared": c.to_dict(), "last": tuned.last.to_dict(), **more}, default=str))
+        facts: dict[str, object] = {"adapter": str(tuned.adapter), "report": str(report), "costs": tuned.facts}
+        facts |= {"helped": tuned.helped, "compared": c.to_dict(), "last": tuned.last.to_dict()}
+        facts |= {"misses": tuned.misses} if tuned.misses else {}
+        facts |= {"general": tuned.general.to_dict()} if tuned.general else {}
+        print(js.dumps(facts, default=str))
     else:
         for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
             for measure, gain in c.gains[way].items():
                 before, after = (c.intervals[f"{when} {way}"][measure] for when in ("before", "after"))
                 print(f"{name} {measure:5}{before.value:6.1f} -> {after.value:5.1f}   gain {gain}")
-        print(f"{SAID[c.helped]} {gained(c)}")
+        print(weights_told(tuned))
+        print(f"{verdict(tuned)} {gained(c)}")
         if tuned.misses:
             print(said_of_misses(tuned.misses))
         if tuned.general is not None:
-            print(f"on {general}: {gained(tuned.general)}")
+            print(f"on {found.data.general}: {gained(tuned.general)}")
         print(f"adapter {shown(str(tuned.adapter))} ({tuned.facts['adapter_bytes'] / 1e6:.2f} MB)   report {report}")
         frames = "" if tuned.after.model.head is None else " --frames"
-        print(f"{usage(found.model, shown(str(tuned.adapter)), c.helped)}{frames}")
+        print(f"{usage(found.model, shown(str(tuned.adapter)), tuned.helped)}{frames}")
         if frames:
             print(f"        clipreel search TEXT --rerank {shown(str(tuned.adapter))}")
     skipped(tuned.skipped)

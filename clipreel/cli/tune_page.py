@@ -11,6 +11,7 @@ from clipreel.cli.proxy_page import attention
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.report import protocol
+from clipreel.training.checkpoint import disk_errors, write_text
 from clipreel.training.tuning import Compared, Tuned
 
 CARDS = 4
@@ -21,24 +22,32 @@ SAID = {
 }
 
 
+def verdict(tuned: Tuned) -> str:
+    """Whether the adapter helps, in a sentence."""
+    if not tuned.worse:
+        return SAID[tuned.helped]
+    return "On other videos the adapter is worse, beyond chance; search will not use it unless told to. Held out:"
+
+
 def page(tuned: Tuned, out: Path) -> Path:
-    """Write `out`/report.html."""
+    """Write `out`/report.html. Raises ClipreelError where it cannot be written."""
     c = tuned.compared
-    said = f"{SAID[c.helped]} {gained(c)}" + (f" {said_of_misses(tuned.misses)}" if tuned.misses else "")
+    with disk_errors(out):
+        shown = examples(tuned, out)
+    said = f"{verdict(tuned)} {gained(c)}" + (f" {said_of_misses(tuned.misses)}" if tuned.misses else "")
     sections = [
         Section("Numbers", said, intervals(c) + gallery.small(protocol(c.after))),
-        *examples(tuned, out),
+        *shown,
         *([drawn] if (drawn := attention(tuned.after.model, tuned.pairs.held_out)) else []),
         Section("How", "", costs(tuned)),
     ]
     if tuned.general is not None:
-        lead = f"A second set that the adapter was not made for. {gained(tuned.general)}"
+        worse = " This is worse, beyond chance." if tuned.worse else ""
+        lead = f"A second set that the adapter was not made for. {gained(tuned.general)}{worse}"
         sections.insert(1, Section("Other videos", lead, intervals(tuned.general)))
     title = f"{named(tuned)} on {tuned.before.model.name}"
     lead = f"Before and after tuning, on {len(tuned.pairs.held_out)} held-out videos that took no part in it."
-    path = out / "report.html"
-    path.write_text(gallery.page(title, lead, sections), "utf-8")
-    return path
+    return write_text(out / "report.html", gallery.page(title, lead, sections))
 
 
 def named(tuned: Tuned) -> str:
@@ -70,6 +79,14 @@ def intervals(c: Compared) -> str:
             found = "".join(f"<td>{html.escape(str(i))}</td>" for i in cells)
             rows.append(f"<tr><th>{html.escape(f'{name} {measure}')}</th>{found}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def weights_told(tuned: Tuned) -> str:
+    """Whose weights the numbers are, and what those of the last step give."""
+    chosen, last = tuned.outcome.selected, tuned.outcome.last
+    said = f"weights of step {chosen.step} ({chosen.selection})"
+    ways = ", ".join(f"{way} R@1 {getattr(tuned.last, way)['R@1']:.1f}" for way in ("t2v", "v2t"))
+    return f"{said}; of the last step, {last.step}: {ways}"
 
 
 def costs(tuned: Tuned) -> str:

@@ -103,6 +103,10 @@ class FrameCache(Mapping[str, Pixels]):
                 f"first: {stale[0]!r}): run clipreel prepare again, it renews them"
             )
 
+    def lacks(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those that are not here, or whose file has changed."""
+        return [s for s in samples if s.id not in self or not self.entry(s.id).made_of(s)]
+
     def pick(self, frames: int, random: bool = False) -> Sampling:
         """How a loader takes `frames` of those kept: the plain choice again, or at random one of each equal part.
 
@@ -116,6 +120,22 @@ class FrameCache(Mapping[str, Pixels]):
         if random:
             return Sampling("tsn_random_index", frames)
         return Sampling("middles" if self.recipe.sampling == "uniform" else self.recipe.sampling, frames)
+
+
+# ---------------------------------------------------------------------- where it lies
+
+
+def place_in(folder: Path, preprocess: Preprocess, sampling: Sampling, name: str = "frames") -> Path:
+    """The cache of these pixels and frames in a folder of several."""
+    kind = "" if sampling.kind == "uniform" else f"-{sampling.kind}"
+    return folder / f"{name}-{preprocess.fingerprint()[:6]}{kind}-{sampling.frames}"
+
+
+def home(folder: Path, preprocess: Preprocess, sampling: Sampling) -> Path:
+    """Where a --cache keeps these frames: the folder itself where it is a cache, else that of them in it, if `clipreel
+    tune` has made it a folder of several; a new folder becomes a cache."""
+    several = not (folder / MANIFEST).exists() and any(p.is_dir() for p in folder.glob("frames-*"))
+    return place_in(folder, preprocess, sampling) if several else folder
 
 
 # ---------------------------------------------------------------------- making it

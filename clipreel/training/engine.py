@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_TO_CHANGE = ("log_every", "checkpoint_every")  # between a run and its resumption
+SAVED_EVERY_S = 600.0  # steps may be slow: the most that a kill costs, besides the step that it interrupts
 
 
 @dataclass(frozen=True)
@@ -178,34 +179,36 @@ class _Run:
             self.recipe.recompute()
         self._claim()
         resumed = self._resume()
-        if self.first:
-            self.log = RunLog(self.folder, self.done, self.say)
-        self.recipe.train(True)
-        try:
+        with ExitStack() as ended:
+            if self.first:
+                self.log = ended.enter_context(RunLog(self.folder, self.done))
+            self.recipe.train(True)
+            ended.callback(self.recipe.train, False)
             if self.config.select.at_start and self.done == 0:
                 self._measure()
             self._loop()
-        finally:
-            self.recipe.train(False)
-            if self.first:
-                self.log.close()
         return self._finish(resumed, time.perf_counter() - started)
 
     def _loop(self) -> None:
-        clock = Clock(self.done, self.total)
+        clock, begin = Clock(self.done, self.total), self.done
         every, started = self.config.checkpoint_every, time.perf_counter()
+        saved = started
         with closing(self.loader.stream(self.done, self.total)) as batches:
             for step, batch, waited in batches:
                 clock.waited += waited
                 self.waited += waited
                 values = self._step(step, batch)
                 self.done = step + 1
-                if self.done % self.config.log_every == 0 or self.done == self.total:
-                    self._report(values | clock.read(self.done))
+                last = self.done == self.total
+                logged = self.done % self.config.log_every == 0 or self.done == 1 or last
+                if logged or step == begin:
+                    self._report(values | clock.read(self.done), logged)
                 due = self.validator is not None and self.done % self.measure_every == 0
-                better = self._measure() if due or self.done == self.total else False
-                if better or self.done % every == 0 or self.done == self.total:
+                better = self._measure() if due or last else False
+                late = distributed.least(int(time.perf_counter() - saved >= SAVED_EVERY_S))
+                if better or self.done % every == 0 or last or late:
                     self._save()
+                    saved = time.perf_counter()
         self.waited /= max(time.perf_counter() - started, 1e-9)
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
@@ -248,9 +251,11 @@ class _Run:
 
         return Passes(list(self.params.values()), self.device, micro, autocast, self.config.seed)
 
-    def _report(self, values: dict[str, float]) -> None:
+    def _report(self, values: dict[str, float], logged: bool) -> None:
+        """Tell of a step; the first one after a resume is not `logged`, so that logs are those of a run in one go."""
         if self.first:
-            self.log.write("train", self.done, values)
+            if logged:
+                self.log.write("train", self.done, values)
             self.progress(
                 self.done,
                 self.total,

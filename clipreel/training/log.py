@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +34,42 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Writes rows with a `kind` (train, measure) and a `step`; everything of steps behind `step` is dropped first."""
+    """Writes rows with a `kind` (train, measure) and a `step`; everything of steps behind `step` is dropped first.
 
-    def __init__(self, folder: Path, step: int, say: Say) -> None:
+    Left by an error, it closes without one of its own. Raises ClipreelError where nothing can be written.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
         rows = [row for row in read_log(folder) if row["step"] <= step]
-        write_text(folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
         self.path = folder / FILE
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = _board(folder, step, say)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        with disk_errors(folder):
+            self.board = _board(folder, step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        with disk_errors(self.path):
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self.file.flush()
+        # a file that stays open would keep what a full disk refused, and fail with it again when it is closed
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self.board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            with disk_errors(self.path.parent):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self.board.add_scalar(f"{kind}/{name}", value, step)
 
-    def close(self) -> None:
-        self.file.close()
-        if self.board is not None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.board is None:
+            return
+        with suppress(OSError) if kind else disk_errors(self.path.parent):
             self.board.close()
 
 
-def _board(folder: Path, step: int, say: Say) -> Any:
+def _board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        say("TensorBoard is not installed, so only log.jsonl is written (pip install tensorboard)")
+    except ImportError:  # the numbers are in log.jsonl all the same
         return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

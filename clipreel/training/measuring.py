@@ -39,6 +39,11 @@ class Compared:
     overall: Interval
     helped: bool | None
 
+    @property
+    def worse(self) -> bool:
+        """Whether the loss is beyond chance."""
+        return self.overall.high < 0
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "before": self.before.to_dict(),
@@ -71,7 +76,12 @@ class Looked:
 
 
 def cached(
-    model: Retriever, samples: Sequence[Sample], folder: Path, keep: int, say: Say
+    model: Retriever,
+    samples: Sequence[Sample],
+    folder: Path,
+    keep: int,
+    say: Say,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[FrameCache, list[tuple[str, str]]]:
     """The frames of all samples, decoded once; and the videos that could not be read."""
     sampling = replace(model.sampling, frames=keep)
@@ -80,7 +90,8 @@ def cached(
         if f.videos:
             say(f"decoding {f.videos} videos into {folder} ({f.bytes / 2**20:.0f} MiB)")
 
-    made = prepare(samples, folder, preprocess=model.preprocess, sampling=sampling, wait=True, forecast=forecast)
+    how: dict[str, Any] = {"wait": True, "forecast": forecast, "progress": progress}
+    made = prepare(samples, folder, preprocess=model.preprocess, sampling=sampling, **how)
     return FrameCache(folder), made.skipped
 
 
@@ -146,6 +157,27 @@ def below(
     return sum(int((row[[at[s.id] for s in w]] < row[[at[s.id] for s in r]].max()).sum()) for row, r, w in rows)
 
 
+def readable(misses: Mapping[str, Sequence[Sample]], frames: Frames) -> dict[str, list[Sample]]:
+    """Those of which there are frames."""
+    found = {text: [m for m in moments if m.id in frames] for text, moments in misses.items()}
+    return {text: moments for text, moments in found.items() if moments}
+
+
+def told(
+    misses: Mapping[str, Sequence[Sample]],
+    samples: Sequence[Sample],
+    models: tuple[Retriever, Retriever],
+    frames: Frames,
+    count: int,
+) -> dict[str, int]:
+    """How many misses are `held_out`, and how many of those score less than the right answer with the models `before`
+    and `after`."""
+    there = readable(misses, frames)
+    held_out = {"held_out": sum(map(len, there.values()))}
+    fewer = (below(model, there, samples, frames, count) for model in models)
+    return held_out | dict(zip(("before", "after"), fewer, strict=True))
+
+
 def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
     """A result, and the vectors or scores that it was made of. Videos that are missing count as missed."""
     videos, judged = scored(model, [c for s in samples for c in s.captions], samples, frames, count)
@@ -174,3 +206,8 @@ def compare(before: Result, after: Result, samples: Sequence[Sample]) -> Compare
     gains = {name: gain(before.ranks[i], after.ranks[i], o) for name, (i, o) in sides.items()}
     total = overall(before.ranks, after.ranks, owners)
     return Compared(before, after, intervals, gains, total, verdict(total))
+
+
+def helps(compared: Compared, general: Compared | None) -> bool | None:
+    """The verdict on an adapter: that on the held-out pairs, unless it is worse on a second set."""
+    return False if general is not None and general.worse else compared.helped

@@ -32,6 +32,7 @@ from clipreel.training.batches import Batches, Loader
 from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict
 from clipreel.training.distributed import after_first, on_first, share, world
 from clipreel.training.engine import Outcome, Validator, fit
+from clipreel.training.measuring import Say, cached, measured
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
@@ -41,7 +42,7 @@ from clipreel.training.settings import PIXELS
 from clipreel.training.snapshots import Snapshots
 from clipreel.training.starting import start_from
 from clipreel.training.streaming import Streamed
-from clipreel.training.tuning import Say, cached, measured, with_pixels
+from clipreel.training.tuning import with_pixels
 from clipreel.tuners import build, options
 from clipreel.video.sampling import Sampling
 

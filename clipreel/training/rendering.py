@@ -18,17 +18,30 @@ from clipreel.training.finished import MEASURES
 Form = Literal["terminal", "markdown", "latex", "html"]
 FORMS: tuple[Form, ...] = get_args(Form)
 WAYS = [f"{way} {m}" for way in ("t2v", "v2t") for m in MEASURES]
-WITH_INTERVAL = ("t2v R@1", "v2t R@1")
+WITH_INTERVAL = AT_THE_END = ("t2v R@1", "v2t R@1")
 ESCAPED = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{"}
 ESCAPED |= {"}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def lines(found: Study) -> list[list[str]]:
     """The cells, heading first: bounds, then rows with the best t2v R@1 last. A recall is the mean over seeds (lowest
-    to highest). Columns that no row fills are left out."""
+    to highest), of the selected weights, and at the end of those of the last step. Columns that no row fills are left
+    out."""
     intervals = [f"{way}, 95 %" for way in WITH_INTERVAL]
-    cells = [["method", "trained", "file", "steps", *WAYS, *intervals, "time", "memory"]]
-    blank = [""] * len(intervals)
+    cells = [
+        [
+            "method",
+            "trained",
+            "file",
+            "steps",
+            *WAYS,
+            *intervals,
+            *(f"{w}, last step" for w in AT_THE_END),
+            "time",
+            "memory",
+        ]
+    ]
+    blank = [""] * (len(intervals) + len(AT_THE_END))
     if found.before is not None:
         d = {"t2v": found.before.t2v, "v2t": found.before.v2t}
         cells.append(["zero-shot", "0", "", "", *(f"{d[w[:3]][w[4:]]:.1f}" for w in WAYS), *blank, "", ""])
@@ -50,6 +63,7 @@ def row_cells(r: Row) -> list[str]:
         "" if r.steps is None else f"{r.steps.mean:,.0f}",
         *(str(r.recalls[w]) for w in WAYS),
         *("" if i is None else f"{i.low:.1f} to {i.high:.1f}" for i in ranges),
+        *(str(r.last[way]) if r.last else "" for way in AT_THE_END),
         "" if r.seconds is None else f"{r.seconds.mean:.0f} s",
         "" if r.peak_memory_bytes is None else f"{r.peak_memory_bytes.high / 1e9:.2f} GB",
     ]

@@ -11,6 +11,7 @@ from clipreel.errors import ClipreelError
 from clipreel.heads import head_named, head_options
 from clipreel.training.batches import Augment
 from clipreel.training.config import GroupRule, OptimConfig, TrainConfig, as_dict, override, read, within
+from clipreel.training.decoding import FrameSampling
 from clipreel.training.pairs import SHAPES, DataConfig
 from clipreel.tuners import FROZEN, options, own_rates
 from clipreel.video.transforms import Preprocess
@@ -44,9 +45,12 @@ class TuneConfig:
     """Everything that a tuned adapter depends on. `options` change the preset of the `method`, "frozen" trains the
     `head` alone; `lr` None takes the method's own rates, a number stands for all of them, and `train.optim.lr` must not
     be stated beside it; `order` says which captions meet in a batch, and `same_video` whether those of one video are
-    right for each other there, or wrong, as in the papers' codes; `random_frames` draws one frame of each part; `loss`
-    is a name in losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start`
-    is an adapter of the method, or a released checkpoint of it, to go on from."""
+    right for each other there, or wrong, as in the papers' codes; `sampling` says which frames are seen (None: as the
+    base does, see video/sampling.py); `random_frames` draws one frame of each part of equal times; `crop_from` keeps
+    frames to train on of so many pixels, more than the model sees, of which `augment.crop` cuts; `loss` is a name in
+    losses.TWO, its scale never above `max_scale`; `pixels` changes the pixel recipe of the base; `start` is an adapter
+    of the method, or a released checkpoint of it, to go on from; `shard` spreads what the method full trains over the
+    processes of torchrun, which changes memory and time alone."""
 
     model: str = "openai/clip-vit-base-patch32"
     method: str = "vop_fc"
@@ -54,21 +58,25 @@ class TuneConfig:
     head: HeadChoice = field(default_factory=HeadChoice)
     data: DataConfig = field(default_factory=DataConfig)
     frames: int = 12
+    sampling: FrameSampling | None = None
     batch: int = 32
     order: Literal["distinct", "pairs", "opposites"] = "distinct"
     same_video: Literal["right", "wrong"] = "right"
     random_frames: bool = False
     augment: Augment = field(default_factory=Augment)
+    crop_from: int | None = None
     loss: str = "contrastive"
     max_scale: float = 100.0
     pixels: dict[str, Any] = field(default_factory=dict, metadata=PIXELS)
     start: str | None = None
     lr: float | None = None
+    shard: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         within("frames", self.frames, 1)
         within("batch", self.batch, 1)
+        within("crop_from", self.crop_from, 1)
         within("max_scale", self.max_scale, 1)
         within("lr", self.lr, 0, above=True)
 
@@ -125,6 +133,10 @@ def checked(config: TuneConfig) -> None:
             f"train.select.metric {config.train.select.metric!r}: what is measured is {', '.join(METRICS)}"
         )
     head_options(config.head.name, config.head.options)
+    if config.shard and (config.method, config.head.kind) != ("full", "mean"):
+        raise ClipreelError(
+            f"shard: {config.method} is small enough for one device; it is for the method full, no head"
+        )
     if config.head.kind == "mean":
         if config.method == FROZEN:
             raise ClipreelError(f"the method {FROZEN} trains nothing below a head: name one, as --head seq_transf")

@@ -39,3 +39,23 @@ def start_from(tuner: Tuner, base: Retriever, method: str, source: str, head: He
         fill(tuner, clip_vip_start(path, tuner, base.clip.config), source)
     else:
         raise ClipreelError(f"start: {source} is no folder of an adapter, and {method} has no released checkpoints")
+
+
+def origin(base: str, data: str, start: str | None) -> dict[str, str]:
+    """What an adapter says that it comes from: its base, its data, and before them the data of what it started from.
+
+    What an owner stated of the base goes on. What was stated of the data goes on where they stay the same, and where
+    it forbids; leave to use the former data says nothing about the new ones.
+    """
+    found = {"base": base, "data": data}
+    if start is None:
+        return found
+    path = Path(start)
+    if not path.is_dir():  # a released checkpoint
+        return {**found, "data": f"{path.name}, {data}"}
+    before = read_config(path).licence
+    names = [d.strip() for d in before.get("data", "unknown").split(",")]
+    found["data"] = ", ".join(dict.fromkeys([*names, data]))
+    goes_on = found["data"] == ", ".join(names) or before.get("data_commercial") == "no"
+    stated = [w for w in ("base", "data") if w == "base" or goes_on]
+    return found | {k: v for k, v in before.items() if k.partition("_")[0] in stated and "_" in k}

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,24 +32,29 @@ from clipreel.sites import PLAIN, Tuner
 from clipreel.training.batches import Loader
 from clipreel.training.checkpoint import read_whole, take
 from clipreel.training.config import GroupRule, TrainConfig, as_dict, to_yaml
+from clipreel.training.decoding import Decoder, sizes_of
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Snapshot, Validator, fit
-from clipreel.training.measuring import Compared, Looked, Say, below, cached, compare, look, measured
+from clipreel.training.log import peak_memory
+from clipreel.training.measuring import Compared, Looked, Say, compare, helps, look, measured, readable, told
 from clipreel.training.order import Order
 from clipreel.training.pairs import Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
 from clipreel.training.settings import TuneConfig, checked, resolved, settled
-from clipreel.training.starting import start_from
+from clipreel.training.sharding import Sharded
+from clipreel.training.starting import origin, start_from
 from clipreel.tuners import build
+from clipreel.tuners.overriding import Overriding
 
 
 @dataclass(frozen=True)
 class Tuned:
     """What `tune` made: the adapter's folder, the models before and after, both measured on the held-out pairs.
 
-    `last` is measured with the weights of the last step, `compared` with those that validation selected. `misses` says
-    how many moments judged wrong were `marked` and `trained` on, and how many of those `held_out` score less than the
-    right answer `before` and `after`; None without any.
+    `last` is measured with the weights of the last step, `compared` with those that validation selected. `helped` is
+    the verdict: an adapter that is `worse` beyond chance on the general set does not help. `misses` says how many
+    moments judged wrong were `marked` and `trained` on, and how many of those `held_out` score less than the right
+    answer `before` and `after`; None without any.
     """
 
     adapter: Path
@@ -66,6 +69,14 @@ class Tuned:
     skipped: list[tuple[str, str]]
     misses: dict[str, int] | None = None
 
+    @property
+    def worse(self) -> bool:
+        return self.general is not None and self.general.worse
+
+    @property
+    def helped(self) -> bool | None:
+        return helps(self.compared, self.general)
+
 
 def tune(
     config: TuneConfig,
@@ -76,36 +87,47 @@ def tune(
     device: str = "auto",
     download: bool = True,
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
+    decoding: Callable[[int, int], None] = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Tuned:
     """Train, select on validation, compare on held-out pairs, and write adapter and head into `folder`/adapter.
 
-    `scratch` holds decoded frames (default: `folder`), which runs may share. The same call goes on where a killed run
-    stopped. Under torchrun, processes share the batch, and the first one writes. Raises ClipreelError for data, options
-    or a base that do not fit, before anything is decoded.
+    `scratch` holds decoded frames (default: `folder`), which runs may share, or is a cache of `clipreel prepare`. The
+    same call goes on where a killed run stopped. Under torchrun, processes share the batch, and the first one writes.
+    `progress` tells of steps, `decoding` of videos. Raises ClipreelError for data, options or a base that do not fit,
+    before anything is decoded, and for too few readable videos before anything is trained.
     """
     folder, scratch = Path(folder), Path(scratch or folder)
     checked(config)
     config = settled(config)
-    base = with_pixels(base or load(config.model, device=device, download=download), config.pixels)
+    base = sampled(with_pixels(base or load(config.model, device=device, download=download), config.pixels), config)
     pairs = after_first(lambda: read_pairs(config.data, scratch))
+    others = read_samples(config.data.general) if config.data.general else []
     if pairs.misses.trained:
         missed_in(config.loss)
     torch.manual_seed(config.train.seed)
     tuner, head = parts(base, config)
     if config.start is not None:
         start_from(tuner, base, config.method, config.start, head)
+    licence = origin(base.base_name, config.data.path, config.start)
     recipe = recipe_of(base, tuner, head, config)
-    keep = config.frames * (3 if config.random_frames else 1)
-    everything = [*pairs.train, *pairs.validation, *pairs.held_out]
-    everything += pairs.misses.moments(everything)
-    place = scratch / f"frames-{base.preprocess.fingerprint()[:6]}-{keep}"
-    frames, skipped = after_first(lambda: cached(base, everything, place, keep, say))
-    loader = loader_of(base, tuner, [s for s in pairs.train if s.id in frames], pairs, frames, config)
+    if config.shard and isinstance(tuner, Overriding) and world().size > 1:
+        recipe = Sharded(recipe, tuner)
+        say(f"each of {world().size} processes holds a share of what is trained")
+    sizes = sizes_of(base.preprocess.size, config.crop_from, config.augment.crop)
+    decode = Decoder(scratch, config.frames, config.random_frames, say, decoding, sizes)
+    larger, frames = after_first(lambda: decode.of_pairs(base, pairs))
+    plainly = replace(decode, random=False)
+    general_frames = (
+        after_first(lambda: plainly(base, {"of the general set": others}, (), "frames-general")) if others else None
+    )
+    loader = loader_of(base, tuner, [s for s in pairs.train if s.id in larger], pairs, larger, config)
     where = config.train.select.split
     selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
 
     def measure(_: Recipe) -> dict[str, float]:
+        if isinstance(recipe, Sharded):
+            recipe.gather()
         now = measured(adapted(base, tuner, head, config), selecting, frames, config.frames, where)
         return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
@@ -115,7 +137,7 @@ def tune(
         rates(config, head),
         folder / "run",
         validator=Validator(where, measure),
-        facts=facts_of(config, base, pairs),
+        facts=facts_of(config, base, pairs) | decode.facts(larger),
         progress=progress,
         say=say,
     )
@@ -134,15 +156,23 @@ def tune(
     else:
         last = seen(with_weights(base, config, outcome.last), outcome.last.selection)
     compared = compare(before.result, after.result, pairs.held_out)
-    misses = told(loader, pairs, before.model, after.model, frames, config)
-    general = (
-        after_first(lambda: general_check(config, base, after.model, scratch, say)) if config.data.general else None
-    )
+    both = before.model, after.model
+    misses = None
+    if pairs.misses.marked:
+        counts = {"marked": pairs.misses.marked, "trained": sum(map(len, loader.misses.values()))}
+        misses = counts | told(pairs.misses.held_out, pairs.held_out, both, frames, config.frames)
+    general = None
+    if general_frames is not None:  # the second data set, whole
+        first, then = (measured(model, others, general_frames, config.frames, "general") for model in both)
+        general = compare(first, then, others)
+    helped = helps(compared, general)
     adapter = folder / "adapter"
     about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
     about |= {"misses": misses["trained"]} if misses else {}
     metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
-    on_first(lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=compared.helped))
+    on_first(
+        lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=helped, licence=licence)
+    )
     facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
     if world().first:
         if after.result.features is not None:  # a head that reads the text scores pairs and has no vectors to keep
@@ -152,12 +182,14 @@ def tune(
             "costs": facts,
             "compared": compared.to_dict(),
             "last": last.result.to_dict(),
+            "helped": helped,
+            **({"general": general.to_dict()} if general else {}),
             "validation": outcome.selected.metrics,
             **({"misses": misses} if misses else {}),
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
-    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped, misses)
+    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, decode.skipped, misses)
 
 
 def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:
@@ -200,8 +232,7 @@ def saved(folder: Path, model: Retriever, config: TuneConfig, **facts: Any) -> s
     """Write method and head into one folder, the head first, because an adapter's config says that all is there."""
     if model.head is not None:
         save_head(folder, model, {"pairs": facts["trained_on"]["pairs"], "step": facts["trained_on"]["step"]})
-    licence = {"base": model.base_name, "data": config.data.path}
-    return str(save_adapter(folder, model, config.method, resolved(config), licence=licence, **facts))
+    return str(save_adapter(folder, model, config.method, resolved(config), **facts))
 
 
 def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
@@ -212,6 +243,16 @@ def with_pixels(base: Retriever, changes: Mapping[str, Any]) -> Retriever:
         allowed = ", ".join(base.preprocess.to_dict())
         raise ClipreelError(f"pixels: {', '.join(changes)} do not all fit ({e}); allowed are {allowed}") from e
     return base.adapted(base.tuner, adapter=base.adapter, preprocess=pixels) if changes else base
+
+
+def sampled(base: Retriever, config: TuneConfig) -> Retriever:
+    """The base with frames chosen as the config says. Raises ClipreelError where they cannot be drawn at random."""
+    if config.sampling is not None:
+        chosen = replace(base.sampling, kind=config.sampling)
+        base = base.adapted(base.tuner, adapter=base.adapter, sampling=chosen)
+    if config.random_frames and base.sampling.kind != "uniform":
+        raise ClipreelError(f"random_frames draws among equal times, not {base.sampling.kind}: say sampling=uniform")
+    return base
 
 
 def plain(base: Retriever, config: TuneConfig) -> Retriever:
@@ -247,53 +288,23 @@ def loader_of(
     )
 
 
-def readable(misses: Mapping[str, Sequence[Sample]], frames: FrameCache) -> dict[str, list[Sample]]:
-    """Those of which there are frames."""
-    found = {text: [m for m in moments if m.id in frames] for text, moments in misses.items()}
-    return {text: moments for text, moments in found.items() if moments}
-
-
-def told(
-    loader: Loader, pairs: Pairs, before: Retriever, after: Retriever, frames: FrameCache, config: TuneConfig
-) -> dict[str, int] | None:
-    """What `Tuned` says of misses."""
-    if not pairs.misses.marked:
-        return None
-    held_out = readable(pairs.misses.held_out, frames)
-    fewer = {
-        when: below(model, held_out, pairs.held_out, frames, config.frames)
-        for when, model in (("before", before), ("after", after))
-    }
-    trained, measured = (sum(map(len, m.values())) for m in (loader.misses, held_out))
-    return {"marked": pairs.misses.marked, "trained": trained, "held_out": measured, **fewer}
-
-
 def facts_of(config: TuneConfig, base: Retriever, pairs: Pairs) -> dict[str, Any]:
     """What a resumed run must share with its beginning, besides the training config."""
     known = as_dict(replace(config, train=TrainConfig()))
+    del known["shard"]  # a run may go on in shares, or without
     names = "\n".join(f"{s.id}\t{c}" for s in pairs.train for c in s.captions)
     names += "".join(f"\n{m.id}\t{t}\tnot" for t, moments in pairs.misses.trained.items() for m in moments)
     return {"base": base.fingerprint, "pairs": hashlib.sha256(names.encode()).hexdigest()[:16], "config": known}
 
 
-def general_check(config: TuneConfig, base: Retriever, after: Retriever, scratch: Path, say: Say) -> Compared:
-    """The second data set, whole, before and after."""
-    samples = read_samples(str(config.data.general))
-    frames, _ = cached(base, samples, scratch / "frames-general", config.frames, say)
-    first, then = (measured(r, samples, frames, config.frames, "general") for r in (plain(base, config), after))
-    return compare(first, then, samples)
-
-
 def costs(recipe: Recipe, adapter: Path, outcome: Outcome) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     size = sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors")
-    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {
         "trainable": sum(p.numel() for p in recipe.trained().values()),
         "adapter_bytes": size,
         "seconds": round(outcome.seconds, 1),
         "data_wait": round(outcome.data_wait, 4),
-        "peak_memory_bytes": cuda or peak,
+        "peak_memory_bytes": peak_memory(),
         "step": outcome.selected.step,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }

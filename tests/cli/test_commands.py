@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipreel.cli import app, main
+from clipreel.cli import app, main, output
 from clipreel.cli.output import clock, shown
 from clipreel.data.shapes import ShapesWorld
 
@@ -192,3 +192,17 @@ def test_help_explains_every_parameter_and_gives_an_example(verb: str) -> None:
     assert f"Try `clipreel {verb}" in (command.default_command.__doc__ or "")
     silent = [a.names[0] for a in command.assemble_argument_collection(parse_docstring=True) if not a.parameter.help]
     assert silent == []
+
+
+def test_progress_counts_the_rate_from_its_first_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a resumed run found done, and the time before the first step, are in neither rate nor time left."""
+    now = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: True, raising=False)
+    line = output.Progress("step")
+    for done, now[0] in ((5001, 1000.0), (5003, 1060.0)):
+        line(done, 5005, "loss 1")
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert shown[1:] == ["step 5001/5005  loss 1", "step 5003/5005  30.0 s each  1:00 left  loss 1"]

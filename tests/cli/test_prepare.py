@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from clipreel.cli import app, main
+from clipreel.cli.prepare import prepare
 from clipreel.data.cache import FrameCache
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.shards import KINDS
+from clipreel.training.decoding import FrameSampling
 
 
 @pytest.fixture
@@ -78,6 +82,11 @@ def test_mistakes_are_one_line(
     assert len(lines) == 1
     assert said in lines[0]
     assert not (tmp_path / "c" / "manifest.jsonl").exists()
+
+
+def test_every_sampling_that_a_cache_can_keep_may_be_named_here_and_in_a_config() -> None:
+    stated = get_type_hints(prepare)["sampling"]
+    assert {*get_args(get_args(stated)[0])} == {*get_args(FrameSampling)} == {*KINDS}
 
 
 def test_help_explains_every_parameter_and_gives_an_example() -> None:

@@ -140,9 +140,10 @@ def test_answers_marked_wrong_teach_and_are_counted(
     assert not (tmp_path / "none").exists()
 
 
-def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: Path, tmp_path: Path) -> None:
-    arguments = ["tune", str(films), *SHORT, "lr=1e-2", "options.rank=2", "--method", "lora", "--on", "shapes-tiny"]
-    arguments += ["--out", str(tmp_path / "run"), "--cache", str(cache), "--device", "cpu"]
+def together(films: Path, out: Path, cache: Path, *more: str) -> list[tuple[str, str]]:
+    """What two processes, which torchrun would start, print of one run, and say beside it."""
+    arguments = ["tune", str(films), *SHORT, *more, "--on", "shapes-tiny"]
+    arguments += ["--out", str(out), "--cache", str(cache), "--device", "cpu"]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -160,11 +161,36 @@ def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: P
     ]
     said = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
+    return said
+
+
+def test_two_processes_make_the_adapter_of_one(films: Path, lora: Path, cache: Path, tmp_path: Path) -> None:
+    said = together(films, tmp_path / "run", cache, "lr=1e-2", "options.rank=2", "--method", "lora")
     assert "text to video R@1" in said[0][0]
     assert said[1][0] == ""
     one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (lora, tmp_path / "run"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_full_tuning_in_shares_makes_the_adapter_of_one_process(
+    films: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("shard=true", "lr=1e-3", "train.optim.name=adamw")
+    assert tune(films, tmp_path / "one", cache, "--method", "full", changes=changes) == 0
+    said = together(films, tmp_path / "two", cache, *changes, "--method", "full")
+    assert "each of 2 processes holds a share of what is trained" in said[0][1]
+    one, two = (load_file(tmp_path / f / "adapter" / "adapter_model.safetensors") for f in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    found = [json.loads((tmp_path / f / "report.json").read_text()) for f in ("one", "two")]
+    assert found[0]["costs"]["trainable"] == found[1]["costs"]["trainable"]
+    assert found[0]["validation"] == found[1]["validation"]
+    assert found[0]["compared"]["after"]["t2v"] == found[1]["compared"]["after"]["t2v"]
+    base = clipreel.load("shapes-tiny", device="cpu").clip
+    assert any(not torch.equal(x, base.get_parameter(n.split(".")[-1].replace("/", "."))) for n, x in two.items())
+    assert tune(films, tmp_path / "no", cache, "--method", "bias", changes=("shard=true",)) == 2
+    assert "it is for the method full" in capsys.readouterr().err
 
 
 def test_care_for_adapters(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +306,7 @@ def test_a_table_of_methods_and_seeds(films: Path, tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert printed.strip() == (out / "table.md").read_text().strip()
     assert "zero-shot" in printed
+    assert "t2v R@1, last step" in printed
     table = json.loads((out / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["coop", "bias"]
     for row in table["rows"]:

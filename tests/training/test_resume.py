@@ -2,13 +2,15 @@
 
 import errno
 import os
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipreel.errors import ClipreelError
-from clipreel.training import checkpoint
+from clipreel.training import checkpoint, engine
 from clipreel.training.checkpoint import State, read_whole, saved
 from clipreel.training.engine import Validator, fit
 from clipreel.training.log import read_log
@@ -150,6 +152,80 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     assert fit(recipe, Memory(), tiny_config(), tmp_path / "run", say=silent).resumed_from == 2
     fit(wanted, Memory(), tiny_config(), tmp_path / "whole", say=silent)
     assert all(torch.equal(a, b) for a, b in zip(weights(recipe).values(), weights(wanted).values(), strict=True))
+
+
+def test_a_log_that_cannot_grow_is_told_in_one_line(tmp_path: Path) -> None:
+    """A real failure of the system to write, which closing the log must not repeat in words of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def hook(step: int) -> None:
+        if step == 2:
+            size = (tmp_path / "log.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, limits[1]))
+
+    recipe = tiny_recipe()
+    try:
+        with pytest.raises(ClipreelError, match=r"log.jsonl cannot be written: .*File too large; repair that"):
+            fit(recipe, Memory(hook=hook), tiny_config(checkpoint_every=1000), tmp_path, say=silent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not recipe.tuner.training
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here ten minutes are over after every step; where the run goes on changes no bit of what comes out."""
+
+    def hook(step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    config = tiny_config(checkpoint_every=1000)
+    fit(tiny_recipe(0.2), Memory(), config, tmp_path / "whole", say=silent)
+    assert [step for step, _ in saved(tmp_path / "whole" / "checkpoints")] == [6]
+    monkeypatch.setattr(engine, "SAVED_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_recipe(0.2), Memory(hook=hook), config, tmp_path / "run", say=silent)
+    assert [step for step, _ in saved(tmp_path / "run" / "checkpoints")] == [3, 4]
+    assert fit(tiny_recipe(0.2), Memory(), config, tmp_path / "run", say=silent).resumed_from == 4
+    require_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_first_step_of_a_run_and_of_its_resumption_is_told(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def hook(step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    def progress(done: int, total: int, extra: str) -> None:
+        told.append(done)
+
+    config = tiny_config(log_every=3, checkpoint_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_recipe(), Memory(hook=hook), config, tmp_path / "run", progress=progress, say=silent)
+    fit(tiny_recipe(), Memory(), config, tmp_path / "run", progress=progress, say=silent)
+    fit(tiny_recipe(), Memory(), config, tmp_path / "whole", say=silent)
+    assert told == [1, 3, 5, 6]
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [1, 3, 6]
+    require_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def test_tensorboard_gets_the_rows_of_the_log_and_its_absence_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    said: list[str] = []
+    fit(tiny_recipe(), Memory(), tiny_config(), tmp_path / "with", say=said.append)
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard")).Reload()
+    found = [(e.step, pytest.approx(e.value, rel=1e-5)) for e in events.Scalars("train/loss")]
+    assert found == [(row["step"], row["loss"]) for row in read_log(tmp_path / "with")]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    fit(tiny_recipe(), Memory(), tiny_config(), tmp_path / "without", say=said.append)
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    require_bits(tmp_path / "without", tmp_path / "with")
+    assert said == []
 
 
 def test_a_checkpoint_of_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
