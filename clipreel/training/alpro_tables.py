@@ -65,8 +65,8 @@ def tables(reports: Reports, facts: Mapping[str, Any], failed: Mapping[str, str]
         "## The prompter's best entity is a shape of the film, per cent",
         table(found, {"prompter": "prompter"}, tags, ""),
         "## What can be told",
-        "Of the seeds alone: 240 queries leave a figure uncertain by about 6 points either way. M = 10 holds every shape "
-        "of the films; 50 and 200 add words that no film shows, and the rule for what is kept follows M.",
+        "Of the seeds alone: 240 queries leave a figure uncertain by about 6 points either way. M = 10 holds every "
+        "shape of the films; 50 and 200 add words that no film shows, and the rule for what is kept follows M.",
         *(f"- {line}" for line in data["told"]),
         *(f"- failed: {name}: {why}" for name, why in failed.items()),
     ]
