@@ -29,7 +29,9 @@ OTHER: dict[str, Any] = {
     "split": "other",
     "split_hash": "y",
     "caption_mode": "multiple, v2t by video",
+    "part": "0123456789ab",
     "frames": "12 uniform",
+    "pixels": "tensor squash",
     "resolution": 224,
     "tokens": 77,
     "tokenizer": "hf",
@@ -79,7 +81,14 @@ def test_runs_that_differ_in_one_item_of_the_protocol_are_never_ranked_together(
 
 @pytest.mark.parametrize("item", SUBJECTS)
 def test_what_rows_are_about_may_differ(item: str) -> None:
-    values = {"base": "b", "adapter": "a", "seeds": (3,), "versions": {"torch": "9"}}
+    values = {
+        "base": "b",
+        "adapter": "a",
+        "seeds": (3,),
+        "versions": {"torch": "9"},
+        "base_name": "n",
+        "trained_on": "t",
+    }
     good, other = run_of("good", features(0.1)), run_of("other", features(0.5))
     other.results[0].stamp = other.results[0].stamp.having(**{item: values[item]})
     assert [len(t.rows) for t in tables([good, other])] == [2]
