@@ -108,7 +108,7 @@ def evaluate(
                 others = shapes_bank()
             name = retriever.name if retriever.head is None else f"{retriever.name} with {retriever.head.name}"
             found = evaluate_together(retriever, part.samples, part.label, frames, others, Progress("videos"))
-            found = found.having(caption_mode=part.mode)
+            found = found.having(caption_mode=part.mode, trained_on=training_list(retriever))
         if not here.first:
             return 0
         if store is not None:
@@ -128,6 +128,15 @@ def whole_model(model: str, download: bool, device: str, adapter: str | None, en
 
     found = load_model(model, download, device, adapter, engine)
     return with_head(found, adapter) if adapter is not None and (Path(adapter) / CONFIG).is_file() else found
+
+
+def training_list(model: Retriever) -> str:
+    """What the adapter of the model was trained on, as `tune` has stamped it."""
+    from clipreel.adapter import read_config
+    from clipreel.evaluation.protocol import UNSTATED
+
+    metrics = read_config(model.adapter_folder).metrics if model.adapter_folder else {}
+    return str(metrics.get("after", {}).get("stamp", {}).get("trained_on", UNSTATED))
 
 
 def told(name: str, found: Features, result: Result, gallery: Path | None, json: bool) -> int:

@@ -127,7 +127,9 @@ def page(features: Features, title: str, out: Path, cards: int = CARDS, more: Se
 def remedy(features: Features) -> str:
     """How a query bank comes into these features."""
     if features.scores is not None:
-        return "a head that judges pairs scores other captions with the videos alone, so evaluate them with --bank FILE"
+        return (
+            "a head judged these pairs and needs the videos to judge other captions, so evaluate them with --bank FILE"
+        )
     return "give other captions with --bank FILE, with --features beside their --model and --adapter"
 
 

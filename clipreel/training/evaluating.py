@@ -86,9 +86,7 @@ def with_bank(features: Features, model: Retriever, bank: Sequence[str]) -> Feat
     """Stored features with the vectors of texts that are no queries. Raises ClipreelError for another model than theirs
     and for scores of pairs, which need the videos."""
     if features.scores is not None:
-        raise ClipreelError(
-            "a head judged these pairs, and scores a bank with the videos alone: evaluate them with --bank"
-        )
+        raise ClipreelError("a head judged these pairs and needs the videos to judge a bank: evaluate them with --bank")
     theirs, ours = (features.stamp.base, features.stamp.adapter), (base_of(model), identity(model))
     if theirs != ours:
         said = ["base {}, adapter {}".format(*both) for both in (theirs, ours)]

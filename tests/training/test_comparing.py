@@ -94,6 +94,31 @@ def test_what_rows_are_about_may_differ(item: str) -> None:
     assert [len(t.rows) for t in tables([good, other])] == [2]
 
 
+def test_what_rows_are_about_is_said_for_each() -> None:
+    """What all share once, the rest by row; a table of before has only the protocol of its first row."""
+    runs = []
+    for name, noise, trained in (("few", 0.5, "x: 4 videos (a)"), ("many", 0.1, "x: 12 videos (b)")):
+        stamp = STAMP.having(base="0123", base_name="tiny", adapter=f"of {name}", trained_on=trained)
+        runs.append(replace(run_of(name, features(noise, stamp=stamp)), seeds=[0, 1]))
+    found = tables(runs)
+    assert len(found) == 1
+    protocol, shared, *apart = rendering.notes(found[0])[:-1]
+    assert not any(word in protocol for word in ("base", "adapter", "trained", "python"))
+    assert shared.startswith("base: tiny (0123); versions: python ")
+    assert shared.endswith("; seeds: 0, 1")
+    assert apart == ["adapter: few of few; many of many", "trained on: few x: 4 videos (a); many x: 12 videos (b)"]
+    for form in rendering.FORMS:
+        assert "few x: 4 videos (a); many x: 12 videos (b)" in rendering.rendered(found, form)
+    again = Study.from_dict(json.loads(json.dumps(found[0].to_dict())))
+    assert rendering.about(again.rows) == [shared, *apart]
+    data = found[0].to_dict()
+    for row in data["rows"]:
+        del row["made"]
+    assert rendering.about(Study.from_dict(data).rows) == []
+    found[0].rows = [replace(r, made={}) for r in found[0].rows]
+    assert "base tiny (0123), adapter of few" in rendering.notes(found[0])[0]
+
+
 def test_other_sizes_and_other_captions_are_kept_apart() -> None:
     whole, odd = features(0.1), features(0.1)
     odd = replace(odd, samples=[replace(odd.samples[0], captions=("another",)), *odd.samples[1:]])
