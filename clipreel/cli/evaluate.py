@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from clipreel.data.sample import Sample
+    from clipreel.data.sets import Part
+    from clipreel.data.sources import Source
     from clipreel.evaluation.features import Features
     from clipreel.evaluation.gallery import Section
     from clipreel.evaluation.metrics import Result
+    from clipreel.retriever import Retriever
 
 Mode = Literal["single", "all", "paragraph"]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def evaluate(
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
-    root: Path | None = None,
-    split: str = "test",
     form: str | None = None,
+    root: Path | None = None,
+    videos: Path | None = None,
+    split: str | None = None,
     captions: Mode | None = None,
+    quarantine: Path | None = None,
     model: str = "shapes-tiny",
     adapter: str | None = None,
     frames: int = 8,
@@ -42,20 +46,22 @@ def evaluate(
 ) -> int:
     """Retrieval numbers of a model, with the protocol they were made under.
 
-    Without data: the test split of the shapes world, beside its order-blind bound. With a folder: its videos and the
-    captions of its annotations.jsonl ({"video": ..., "captions": [...]} a line). Or a published set by name, such as
-    msrvtt1ka, as it lies below --root; a part of it is named as a part.
+    Without data, or of shapes: the test split of the shapes world, beside its order-blind bound. With a folder: its
+    videos and the captions of its annotations.jsonl ({"video": ..., "captions": [...]} a line). Or a published set by
+    name, such as msrvtt1ka, as it lies below --root. What is not whole is named as a part.
     On several GPUs: torchrun --nproc-per-node N -m clipreel evaluate ...
     Try `clipreel evaluate --model shapes-tiny --gallery failures.html`
 
     Args:
-        data: Folder with annotations.jsonl (or .csv, .parquet) and the videos it names, such a file, or a data set.
-        root: Folder of the data set. (Default: its name in $CLIPREEL_DATA, else in data/.)
-        split: Split of the data set.
-        form: In which form its annotations were published. (Default: the first that is known.)
-        captions: How its captions become texts: the first, all, or all as one. (Default: as published.)
+        data: A published data set by name; or JSON lines, CSV or Parquet of videos and captions, or their folder.
+        form: The form in which the annotations of a published set are here, such as clip4clip.
+        root: Folder of those annotations. (Default: its folder in $CLIPREEL_DATA, else in data/.)
+        videos: Folder of the videos. (Default: videos/ in the root; the folder of the annotations.)
+        split: Only this split. (Default: test of a published set; all rows of a file.)
+        captions: Captions of a video taken as this, in place of how the set was published.
+        quarantine: List of files to leave out. (Default: quarantine.jsonl beside the annotations.)
         model: Hub id, folder, file or built-in name.
-        adapter: Folder of an adapter on the model.
+        adapter: Folder of an adapter on the model, or of a head, whose scores then rank.
         frames: Frames of each video, evenly spread.
         v2t: Gallery of video to text where videos have several captions: all captions, or videos by their best one.
         dual_softmax: Re-weight by all queries at once; transductive, so stamped.
@@ -63,7 +69,7 @@ def evaluate(
             shapes world, where that is evaluated.)
         query_bank: Normalise each query by the bank; stamped.
         store: Keep the vectors with their ids in this folder.
-        features: Score the vectors of such a folder again, without the model.
+        features: Score the vectors of such a folder again, without the model (with --bank: their model).
         gallery: Write a page (HTML) of the worst misses and the confusions, with the frames that were decoded, and of
             what the proxies of a CLIP-ViP model look at.
         download: Allow the model to be fetched from the hub.
@@ -75,29 +81,34 @@ def evaluate(
 
     from clipreel.cli.output import Progress
     from clipreel.cli.proxy_page import attention
-    from clipreel.cli.search import load_model
+    from clipreel.data.sources import SHAPES, Source
     from clipreel.errors import ClipreelError
     from clipreel.evaluation.failures import page
     from clipreel.evaluation.features import load_features, save_features
     from clipreel.evaluation.runs import read_bank, shapes_bank
     from clipreel.training.distributed import after_first, joined
-    from clipreel.training.evaluating import evaluate_together
+    from clipreel.training.evaluating import evaluate_together, with_bank
 
-    if features is not None and (data is not None or adapter is not None or store is not None or bank is not None):
-        raise ClipreelError("--features scores stored vectors; leave out the data, --adapter, --bank and --store")
+    source = Source(data or SHAPES, form, root, videos, captions, quarantine)
+    if features is not None and (data or split or store or source != Source(SHAPES) or (adapter and not bank)):
+        raise ClipreelError("--features scores stored vectors; leave out the data, what belongs to it, and --store")
     with joined() as here, tempfile.TemporaryDirectory() as scratch:
         found: Features
         drawn: Section | None = None
+        others = [] if bank is None else read_bank(bank)
         if features is not None:
             found, name = load_features(features), features.name
+            if others:
+                found = with_bank(found, whole_model(model, download, device, adapter, engine), others)
         else:
-            retriever = load_model(model, download, device, adapter, engine)
-            wanted = data is None and (query_bank or gallery is not None)
-            others = read_bank(bank) if bank is not None else shapes_bank() if wanted else []
+            retriever = whole_model(model, download, device, adapter, engine)
             place = Path(scratch) if store is None else store / "videos"
-            samples, label = after_first(lambda: read_data(data, place, root, split, form, captions))
-            name = retriever.name
-            found = evaluate_together(retriever, samples, label, frames, others, Progress("videos"))
+            part = after_first(lambda: read_part(source, split, place))
+            if bank is None and source.data == SHAPES and (query_bank or gallery is not None):
+                others = shapes_bank()
+            name = retriever.name if retriever.head is None else f"{retriever.name} with {retriever.head.name}"
+            found = evaluate_together(retriever, part.samples, part.label, frames, others, Progress("videos"))
+            found = found.having(caption_mode=part.mode, trained_on=training_list(retriever))
         if not here.first:
             return 0
         if store is not None:
@@ -108,6 +119,24 @@ def evaluate(
                 drawn = attention(retriever, found.samples, found.sampling)
             page(found, f"What {name} misses", gallery, more=[] if drawn is None else [drawn])
     return told(name, found, result, gallery, json)
+
+
+def whole_model(model: str, download: bool, device: str, adapter: str | None, engine: str) -> Retriever:
+    """The model with its adapter, and with the head that may lie in the same folder."""
+    from clipreel.cli.search import load_model
+    from clipreel.head_files import CONFIG, with_head
+
+    found = load_model(model, download, device, adapter, engine)
+    return with_head(found, adapter) if adapter is not None and (Path(adapter) / CONFIG).is_file() else found
+
+
+def training_list(model: Retriever) -> str:
+    """What the adapter of the model was trained on, as `tune` has stamped it."""
+    from clipreel.adapter import read_config
+    from clipreel.evaluation.protocol import UNSTATED
+
+    metrics = read_config(model.adapter_folder).metrics if model.adapter_folder else {}
+    return str(metrics.get("after", {}).get("stamp", {}).get("trained_on", UNSTATED))
 
 
 def told(name: str, found: Features, result: Result, gallery: Path | None, json: bool) -> int:
@@ -132,22 +161,25 @@ def told(name: str, found: Features, result: Result, gallery: Path | None, json:
     return 1 if found.failed else 0
 
 
-def read_data(
-    data: Path | None, place: Path, root: Path | None, split: str, form: str | None, captions: Mode | None
-) -> tuple[list[Sample], str]:
-    """The samples that are meant, and what a stamp calls them; films of the shapes world are written to `place`."""
+def read_part(source: Source, split: str | None, place: Path) -> Part:
+    """The samples that are meant; films of the shapes world are written to `place`."""
     import sys
 
-    from clipreel.data.sets import is_set, open_set
-    from clipreel.data.sources import notes
-    from clipreel.evaluation.runs import read_annotations, shapes_samples
+    from clipreel.data.sets import Part, is_set
+    from clipreel.data.sources import SHAPES, Source, notes
+    from clipreel.errors import ClipreelError
+    from clipreel.evaluation.runs import shapes_samples
     from clipreel.training.distributed import world
 
-    if data is None:
-        return shapes_samples(place), "shapes test"
-    if is_set(str(data)) and not data.exists():
-        part = open_set(str(data), root, form=form, captions=captions).part(split)
-        for note in notes({split: part}) if world().first else ():
-            print(f"note: {note}", file=sys.stderr)
-        return part.samples, part.label
-    return read_annotations(data), f"{data.name} (annotations.jsonl)"
+    if source.data == SHAPES:
+        if source != Source(SHAPES) or split not in (None, "test"):
+            raise ClipreelError(
+                f"{SHAPES} is evaluated on its test split as it is: leave out --form, --root, --videos, --captions, "
+                "--quarantine and --split, or name data of your own"
+            )
+        films = shapes_samples(place)
+        return Part(f"{SHAPES} test", films, "single", len(films))
+    ((_, part),) = source.parts(split or ("test" if is_set(source.data) else None)).items()
+    for note in notes({part.label: part}) if world().first else ():
+        print(f"note: {note}", file=sys.stderr)
+    return part

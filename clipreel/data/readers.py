@@ -69,6 +69,7 @@ def read_samples(
     """
     file = annotation_file(Path(path))
     folder = file.parent if videos is None else Path(videos)
+    place = os.path.abspath(folder)
     rows = list(rows_of(file))
     if not rows:
         raise ClipreelError(f'{file} holds no rows; one per video is expected, as {{"video": ..., "captions": [...]}}')
@@ -77,19 +78,20 @@ def read_samples(
     counts: Counter[str] = Counter()
     for row in rows:
         name, start_s, end_s = part_of(row)
+        part = os.path.normpath(os.path.join(place, name)), start_s, end_s  # ./a.mp4 is a.mp4
         belongs = split_of(row)
         counts[belongs or ""] += 1
         sample = Sample(id_of(row, name, start_s, end_s), folder / name, captions_of(row), start_s, end_s)
-        if (name, start_s, end_s) in parts:
-            first, known, where = parts[name, start_s, end_s]
+        if part in parts:
+            first, known, where = parts[part]
             check_same(row, first, sample.id, known.id, belongs, where)
             sample = Sample(known.id, known.video, known.captions + sample.captions, start_s, end_s)
-            parts[name, start_s, end_s] = first, sample, where
+            parts[part] = first, sample, where
             continue
         if sample.id in owner:
             raise row.error(f"the id {sample.id!r} is taken by {owner[sample.id].where}; give each video its own id")
         owner[sample.id] = row
-        parts[name, start_s, end_s] = row, sample, belongs
+        parts[part] = row, sample, belongs
     chosen = [(row, s) for row, s, belongs in parts.values() if split is None or belongs == split]
     if not chosen:
         raise no_rows_in(file, str(split), counts)
@@ -123,13 +125,13 @@ def read_misses(
     file = annotation_file(Path(path))
     folder = file.parent if videos is None else Path(videos)
     bad = read_quarantine(file.parent if quarantine is None else quarantine)
-    known = {(s.video, s.start_s, s.end_s): s for s in samples}
+    known = {(os.path.abspath(s.video), s.start_s, s.end_s): s for s in samples}
     owner = {s.id: part for part, s in known.items()}
     found: dict[str, dict[str, Sample]] = {}
     for row in rows_of(file):
         for wrong in parts_not(row):
             name, start_s, end_s = part_of(wrong)
-            part = folder / name, start_s, end_s
+            part = os.path.abspath(folder / name), start_s, end_s
             id = known[part].id if part in known else id_of(wrong, name, start_s, end_s)
             if owner.setdefault(id, part) != part:
                 raise wrong.error(f"the id {id!r} of this part is taken by another one; give that another id")
@@ -164,8 +166,8 @@ def usable(chosen: list[tuple[Row, Sample]], quarantine: str | Path | Literal[Fa
 
 
 def check_same(row: Row, first: Row, id: str, known: str, belongs: str | None, where: str | None) -> None:
-    """Rows of one part of a video agree on its id and its split."""
-    if id != known:
+    """Rows of one part of a video agree on its id, where this one states it, and on its split."""
+    if id != known and "id" in row.fields:
         raise row.error(f"this part of the video has the id {id!r} here and {known!r} on {first.where}; keep one")
     if belongs != where:
         raise row.error(f"the video is in split {belongs!r} here and in {where!r} on {first.where}; keep one")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clipreel.data.readers import annotation_file, read_samples
+from clipreel.data.readers import IN_A_FOLDER, annotation_file, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, Mode, Part, VideoSet, is_set, open_set
 from clipreel.errors import ClipreelError
 from clipreel.video.quarantine import read_quarantine
 
 OF_SETS = ("form", "root", "captions")
+SHAPES = "shapes"  # which evaluate and tune make themselves
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Source:
             found = self.opened()
             wanted = [split] if split else [s for s in found.splits if s != DEVELOPMENT]
             return {name: found.part(name) for name in wanted}
+        if self.data == SHAPES:
+            raise ClipreelError(
+                f"{SHAPES} is the shapes world, which clipreel evaluate and tune make themselves; clipreel demo writes "
+                f"its films: name their folder, demo-output/{SHAPES}/test (or ./{SHAPES} for a folder of that name)"
+            )
         given = [name for name in OF_SETS if getattr(self, name) is not None]
         if given:
             raise ClipreelError(f"--{given[0]} goes with a published data set by its name, and {self.data} is a file")
@@ -63,13 +69,18 @@ class Source:
         if not kept:
             raise ClipreelError(f"all {len(every)} videos of {self.data} are in the quarantine list; repair some")
         left_out = [(s.id, reason) for s, reason in reasons if reason is not None]
-        name = Path(self.data).stem + (f" {split}" if split else "")
+        name = called(annotation_file(Path(self.data))) + (f" {split}" if split else "")
         label = name if not left_out else f"partial: {len(kept)} of {len(every)} ({name})"
         return {split or "all": Part(label, kept, "all", len(every), quarantined=left_out)}
 
     def samples(self, split: str | None = None) -> list[Sample]:
         """The samples of all these parts."""
         return [s for part in self.parts(split).values() for s in part.samples]
+
+
+def called(file: Path) -> str:
+    """The name of a data set that is a file: that of its folder where a folder has one such file, else its own."""
+    return Path(os.path.abspath(file)).parent.name if file.name in IN_A_FOLDER else file.name
 
 
 def notes(parts: dict[str, Part]) -> list[str]:

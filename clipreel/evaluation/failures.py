@@ -19,7 +19,7 @@ from clipreel.evaluation.features import Features
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.metrics import Result
 from clipreel.evaluation.report import protocol
-from clipreel.evaluation.similarity import Cosine, pieces
+from clipreel.evaluation.similarity import pieces
 
 CARDS, FIRST, CAPTIONS = 12, 2, 2
 BLOCK = 1024
@@ -46,8 +46,8 @@ def results(features: Features) -> dict[str, Result]:
 
 
 def firsts(features: Features, count: int = FIRST) -> tuple[Tensor, Tensor]:
-    """The best videos of each text (T, count) and their cosines (-inf: no vector)."""
-    matrix = Cosine(features.texts, features.videos)
+    """The best videos of each text (T, count) and their scores (-inf: no vector)."""
+    matrix = features.matrix
     columns = slice(0, matrix.shape[1])
     count = min(count, matrix.shape[1])
     tops = [matrix.block(rows, columns).topk(count, 1) for rows in pieces(matrix.shape[0], BLOCK)]
@@ -55,7 +55,9 @@ def firsts(features: Features, count: int = FIRST) -> tuple[Tensor, Tensor]:
 
 
 def own_scores(features: Features) -> Tensor:
-    """The cosine of each text with its own video (T,), NaN where there is none."""
+    """The score of each text with its own video (T,), NaN where there is none."""
+    if features.scores is not None:
+        return features.scores[torch.arange(len(features.truth)), features.truth]
     return (features.texts * features.videos[features.truth]).sum(1)
 
 
@@ -100,7 +102,7 @@ def page(features: Features, title: str, out: Path, cards: int = CARDS, more: Se
     missed, confused, drawing = misses(plain, features), confusions(features), hubs(features)
     captions, count = features.captions, len(features.samples)
     figures = gallery.numbers(by_way) + gallery.small(protocol(plain))
-    told = "" if features.bank is not None else " A query bank is missing: give other captions with --bank."
+    told = "" if features.bank is not None else f" A query bank is missing: {remedy(features)}."
     sections = [Section("Numbers", f"{UNEQUAL}{told}", figures)]
     if missed:
         lead = f"{len(missed)} of {count} videos have a caption that does not rank them first; the lowest ranks."
@@ -120,6 +122,15 @@ def page(features: Features, title: str, out: Path, cards: int = CARDS, more: Se
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(gallery.page(title, lead, sections), "utf-8")
     return out
+
+
+def remedy(features: Features) -> str:
+    """How a query bank comes into these features."""
+    if features.scores is not None:
+        return (
+            "a head judged these pairs and needs the videos to judge other captions, so evaluate them with --bank FILE"
+        )
+    return "give other captions with --bank FILE, with --features beside their --model and --adapter"
 
 
 def miss_cards(features: Features, by_way: dict[str, Result], texts: Sequence[int]) -> list[Card]:
@@ -148,7 +159,7 @@ def confusion_card(features: Features, c: Confusion, captions: Sequence[str]) ->
     answers = []
     for v in c.videos:
         of_it = [q for q in c.texts if int(features.truth[q]) == v]
-        score = float(features.texts[c.texts[0]] @ features.videos[v])
+        score = float(features.matrix.block(slice(c.texts[0], c.texts[0] + 1), slice(v, v + 1)))
         note = f"{features.samples[v].id}: {len(of_it)} of its captions rank{'s' * (len(of_it) == 1)} the other first"
         answers.append(shown(features, v, note, 0, score))
     return Card(said + more, answers)

@@ -1,7 +1,7 @@
 """The vectors of an evaluation with what they are of, as files: scored again in every way, without the model.
 
-A folder holds features.safetensors (`texts`, `videos`, and `bank` where other texts were encoded; float32) and
-features.json (samples in order, the stamp, the videos that could not be read).
+A folder holds features.safetensors (`texts`, `videos`, `bank` where other texts were encoded, and `scores` where a head
+judged pairs; float32) and features.json (samples in order, the stamp, the videos that could not be read).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
-from clipreel.evaluation.metrics import Result, evaluate
+from clipreel.evaluation.metrics import Result, evaluate, evaluate_similarity
 from clipreel.evaluation.protocol import Stamp
+from clipreel.evaluation.similarity import Cosine, Dense, Matrix
 from clipreel.video.sampling import Sampling
 
 SCHEMA = 1
@@ -32,7 +33,8 @@ TENSORS, ABOUT = "features.safetensors", "features.json"
 class Features:
     """Unit vectors `videos` (V, E), one per sample, and `texts` (T, E), one per caption in the order of the samples;
     `bank` (B, E) of texts that are no queries. Rows of NaN could not be made; `failed` says which videos, and why.
-    `sampling` finds the frames again that were looked at."""
+    `sampling` finds the frames again that were looked at. Where a head judges pairs, `scores` (T, V) rank in place of
+    cosines, and `bank` are the scores (B, V) of the other texts."""
 
     samples: Sequence[Sample]
     texts: Tensor
@@ -41,6 +43,16 @@ class Features:
     bank: Tensor | None = None
     failed: Sequence[tuple[str, str]] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
+    scores: Tensor | None = None
+
+    def having(self, **changes: Any) -> Features:
+        """The same with another stamp."""
+        return replace(self, stamp=self.stamp.having(**changes))
+
+    @property
+    def matrix(self) -> Matrix:
+        """What ranks (T, V)."""
+        return Cosine(self.texts, self.videos) if self.scores is None else Dense(self.scores)
 
     @property
     def truth(self) -> Tensor:
@@ -63,15 +75,12 @@ class Features:
             raise ClipreelError("there is no query bank in these features; evaluate with --bank FILE of other captions")
         if by_bank and dual_softmax is not None:
             raise ClipreelError("dual softmax and a query bank are two normalisations; choose one")
-        found = evaluate(
-            self.texts,
-            self.videos,
-            self.truth,
-            stamp=self.stamp,
-            v2t=v2t,
-            dual_softmax=dual_softmax,
-            text_bank=self.bank if by_bank else None,
-        )
+        how: dict[str, Any] = {"stamp": self.stamp, "v2t": v2t, "dual_softmax": dual_softmax}
+        bank = self.bank if by_bank else None
+        if self.scores is None:
+            found = evaluate(self.texts, self.videos, self.truth, text_bank=bank, **how)
+        else:
+            found = evaluate_similarity(self.scores, self.truth, bank=bank, **how)
         found.features = self
         return found
 
@@ -80,8 +89,8 @@ def save_features(folder: str | Path, features: Features, stamp: Stamp | None = 
     """Write the folder; `stamp` replaces that of the features. Raises ClipreelError where it cannot be written."""
     folder = Path(folder)
     tensors = {"texts": features.texts, "videos": features.videos}
-    if features.bank is not None:
-        tensors["bank"] = features.bank
+    more = {"bank": features.bank, "scores": features.scores}
+    tensors |= {name: t for name, t in more.items() if t is not None}
     about = {
         "schema": SCHEMA,
         "stamp": (stamp or features.stamp).to_dict(),
@@ -123,7 +132,9 @@ def load_features(folder: str | Path) -> Features:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
         raise ClipreelError(f"{folder} holds no readable features ({type(e).__name__}: {e}); evaluate again") from e
     wanted = {"texts": sum(len(s.captions) for s in samples), "videos": len(samples)}
+    wanted |= {"scores": wanted["texts"]} if "scores" in tensors else {}
     found = {n: len(t) for n, t in tensors.items() if n != "bank"}
     if found != wanted or any(t.ndim != 2 for t in tensors.values()):
         raise ClipreelError(f"{folder}: {ABOUT} names {wanted} and {TENSORS} holds {found}; evaluate again")
-    return Features(samples, tensors["texts"], tensors["videos"], stamp, tensors.get("bank"), failed, sampling)
+    made = tensors["texts"], tensors["videos"], stamp, tensors.get("bank"), failed, sampling, tensors.get("scores")
+    return Features(samples, *made)

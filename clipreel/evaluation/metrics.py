@@ -224,10 +224,11 @@ def _evaluate(
         if texts != videos:
             raise ValueError(f"{texts} texts and {videos} videos: give text_to_video")
         truth = torch.arange(texts)
-    stamp = (stamp or Stamp()).having(
+    stamp = stamp or Stamp()
+    stamp = stamp.having(
         post_processing=scores.name,
         transductive=scores.transductive,
-        caption_mode="single" if texts == videos else f"multiple, v2t by {v2t}",
+        caption_mode=mode_of(stamp, texts == videos, v2t),
     )
     ranks = _both(scores, truth, v2t)
     result = Result(measures(ranks[0]), measures(ranks[1]), stamp, ranks=ranks)
@@ -235,6 +236,12 @@ def _evaluate(
         equal = _both(scores, merged(truth, strings), "caption")
         result.merged = {"t2v": measures(equal[0]), "v2t": measures(equal[1])}
     return result
+
+
+def mode_of(stamp: Stamp, one_each: bool, v2t: str) -> str:
+    """How captions became texts, as a stamp says it: one text of a video may be all its captions in a row."""
+    one = "paragraph" if stamp.caption_mode == "paragraph" else "single"
+    return one if one_each else f"multiple, v2t by {v2t}"
 
 
 def _both(scores: Processed, truth: Any, v2t: str) -> tuple[Ranks, Ranks]:

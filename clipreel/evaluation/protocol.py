@@ -12,7 +12,10 @@ from typing import Any
 from clipreel.errors import ClipreelError
 
 # what may differ between two rows of one table: it is what the rows are about
-SUBJECTS = ("base", "adapter", "seeds", "versions")
+SUBJECTS = ("base", "base_name", "adapter", "trained_on", "seeds", "versions")
+LATER = ("base_name", "trained_on", "pixels", "part")  # a stamp of before they were in it does not state them
+UNSTATED = "unstated"
+WHOLE = "whole videos"
 
 
 def versions() -> dict[str, str]:
@@ -27,21 +30,29 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stamp:
-    """Everything that decides a retrieval number besides the model's quality; "unstated" differs from every value."""
+    """Everything that decides a retrieval number besides the model's quality; "unstated" differs from every value.
 
-    split: str = "unstated"
-    split_hash: str = "unstated"
-    caption_mode: str = "unstated"
-    frames: str = "unstated"
+    `part` is of which parts of their files the videos are, `pixels` the recipe that made frames of them. `trained_on`
+    names the training list of the adapter, `base_name` where the base came from.
+    """
+
+    split: str = UNSTATED
+    split_hash: str = UNSTATED
+    caption_mode: str = UNSTATED
+    part: str = UNSTATED
+    frames: str = UNSTATED
+    pixels: str = UNSTATED
     resolution: int = 0
     tokens: int = 0
-    tokenizer: str = "unstated"
+    tokenizer: str = UNSTATED
     selection: str = "none"
     post_processing: str = "none"
     transductive: bool = False
     tie_rule: str = "expected"
-    base: str = "unstated"
+    base: str = UNSTATED
+    base_name: str = UNSTATED
     adapter: str = "none"
+    trained_on: str = UNSTATED
     seeds: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
 
@@ -53,10 +64,11 @@ class Stamp:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stamp:
-        """The stamp of `to_dict` again, also after a trip through JSON. Raises ClipreelError for other fields."""
+        """The stamp of `to_dict` again, also after a trip through JSON; what one of before does not state is unstated.
+        Raises ClipreelError for other fields."""
         known = {f.name for f in fields(cls)}
-        if set(data) != known:
-            odd = ", ".join(sorted(set(data) ^ known))
+        odd = ", ".join(sorted({*data} - known | known - {*data, *LATER}))
+        if odd:
             raise ClipreelError(f"the stamp has missing or unknown fields: {odd}; evaluate again with this version")
         return cls(**{**data, "seeds": tuple(data["seeds"])})
 
@@ -76,3 +88,9 @@ class Stamp:
 def split_hash(ids: Iterable[str]) -> str:
     """Identity of the list of test items in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+
+
+def parts_hash(parts: Iterable[tuple[float | None, float | None]]) -> str:
+    """Identity of the parts (start and end in seconds) of which the items are, in order."""
+    said = [f"{start or 0.0!r} {end!r}" for start, end in parts]
+    return WHOLE if {*said} <= {"0.0 None"} else hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]

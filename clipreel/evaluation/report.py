@@ -7,7 +7,7 @@ from typing import Any
 
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result
-from clipreel.evaluation.protocol import Stamp
+from clipreel.evaluation.protocol import UNSTATED, WHOLE, Stamp
 
 # a result, or the two directions of a bound
 Rows = Mapping[str, Result | tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -47,34 +47,44 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
     )
 
 
-def protocol(result: Result) -> str:
-    """The stamp in one paragraph."""
+def protocol(result: Result, about: bool = True) -> str:
+    """The stamp in one paragraph; not `about`: without what the rows of a table are about."""
     s, n = result.stamp, result.t2v
     lost = [(len(result.failed_texts), "texts"), (len(result.failed_videos), "videos")]
     notes = [f"{n} {kind} have no vector and count as missed" for n, kind in lost if n]
     if result.non_finite and not any(n for n, _ in lost):
         notes.append(f"{result.non_finite} scores are not finite and count as missed")
-    return stated(s, [f"{n['queries']} queries over {n['gallery']} videos"], notes)
+    return stated(s, [f"{n['queries']} queries over {n['gallery']} videos"], notes, about)
 
 
-def stated(s: Stamp, first: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+def stated(s: Stamp, first: Sequence[str] = (), notes: Sequence[str] = (), about: bool = True) -> str:
     """A stamp in one paragraph, after what comes `first` and with `notes` before the seeds."""
     parts = [
         *first,
         f"split {s.split} ({s.split_hash})",
         f"captions: {s.caption_mode}",
-        f"frames: {s.frames}",
-        f"{s.resolution} px, {s.tokens} tokens ({s.tokenizer})",
+        f"frames: {s.frames}" + ("" if s.part in (UNSTATED, WHOLE) else f" of parts ({s.part})"),
+        f"{s.resolution} px{'' if s.pixels == UNSTATED else f' ({s.pixels})'}, {s.tokens} tokens ({s.tokenizer})",
         f"selection: {s.selection}",
         f"post-processing: {s.post_processing}{', transductive' if s.transductive else ''}",
         f"ties: {s.tie_rule}",
-        f"base {s.base}, adapter {s.adapter}",
+        *([f"base {subjects(s)['base']}, adapter {s.adapter}"] if about else []),
+        *([f"trained on {s.trained_on}"] if about and s.trained_on != UNSTATED else []),
         *notes,
     ]
-    if s.seeds:
+    if s.seeds and about:
         parts.append(f"seeds {', '.join(map(str, s.seeds))}")
-    parts.append(" ".join(f"{k} {v}" for k, v in s.versions.items()))
-    return "protocol: " + "; ".join(parts)
+    return "protocol: " + "; ".join([*parts, subjects(s)["versions"]] if about else parts)
+
+
+def subjects(s: Stamp) -> dict[str, str]:
+    """What rows are about besides their seeds, in words."""
+    return {
+        "base": s.base if s.base_name == UNSTATED else f"{s.base_name} ({s.base})",
+        "adapter": s.adapter,
+        "trained on": s.trained_on,
+        "versions": " ".join(f"{k} {v}" for k, v in s.versions.items()),
+    }
 
 
 def compare(rows: Mapping[str, Result]) -> str:

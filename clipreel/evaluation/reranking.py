@@ -66,7 +66,8 @@ def evaluate_reranked(
     """The result of both directions; `video_tokens` (V, 1 + N, D) one per sample, `stamp` that of the cosine result."""
     captions = [c for s in samples for c in s.captions]
     truth = torch.tensor([i for i, s in enumerate(samples) for _ in s.captions])
-    found = [evaluate_similarity(s, truth) for s in reranked(model, model.ids(captions), video_tokens, k, form)]
+    scores = reranked(model, model.ids(captions), video_tokens, k, form)
+    found = [evaluate_similarity(s, truth, stamp=stamp) for s in scores]
     assert found[0].ranks is not None
     assert found[1].ranks is not None
     name = "matching of every pair, rounded" if form == "released" else f"matching of the top {k} by cosine"

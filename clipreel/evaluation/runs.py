@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from clipreel.data.readers import annotation_file, part_of, read_samples, rows_of
+from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import Features
 from clipreel.evaluation.metrics import Result, measures
-from clipreel.evaluation.protocol import Stamp, split_hash
+from clipreel.evaluation.protocol import Stamp, parts_hash, split_hash
 from clipreel.evaluation.ranks import order_blind
 from clipreel.video.decode import Frames, read_frames
 from clipreel.video.many import read_many
 from clipreel.video.packets import DecodeError
 from clipreel.video.sampling import Sampling
+from clipreel.video.transforms import Preprocess
 
 if TYPE_CHECKING:
     from clipreel.retriever import Retriever
@@ -45,20 +45,12 @@ def shapes_bound() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def shapes_bank(count: int = 500) -> list[str]:
     """Captions of its training split, spread over its kinds of scenes, for a query bank."""
-    captions = [item.captions[0] for item in ShapesWorld().videos("train")]
-    return captions[:: max(1, len(captions) // count)][:count]
+    return spread([item.captions[0] for item in ShapesWorld().videos("train")], count)
 
 
-def read_annotations(folder: Path) -> list[Sample]:
-    """The samples of a folder with annotations.jsonl (or .csv, .parquet), or of one such file. A video that is not
-    there is left to be found by its reader. Raises ClipreelError for one that occurs twice: its captions would be
-    split over two queries of the gallery, or silently become one."""
-    file = annotation_file(Path(folder))
-    parts = Counter(part_of(row) for row in rows_of(file))
-    twice = [name for (name, _, _), count in parts.items() if count > 1]
-    if twice:
-        raise ClipreelError(f"{file}: a video occurs twice ({', '.join(twice[:3])}); put its captions in one line")
-    return read_samples(file, check_files=False)
+def spread(captions: Sequence[str], count: int = 500) -> list[str]:
+    """At most so many of the captions, evenly spread over them."""
+    return list(captions[:: max(1, len(captions) // count)][:count])
 
 
 def read_bank(path: Path) -> list[str]:
@@ -82,19 +74,28 @@ def encode_videos(
 ) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     """Vectors (V, E), NaN rows for videos that could not be read, and those videos with their reasons."""
     failed: list[tuple[str, str]] = []
+    return encode_stacks(model, stacks(model, samples, frames, failed, progress), len(samples)), failed
+
+
+def stacks(
+    model: Retriever,
+    samples: Sequence[Sample],
+    frames: int,
+    failed: list[tuple[str, str]],
+    progress: Callable[[int, int], None],
+) -> Iterator[torch.Tensor | None]:
+    """The frames of each sample, (T, 3, H, W) as `model.preprocess.pixels` gives them; None for one that cannot be
+    read, which is put on the list of those that `failed` with its reason."""
     sampling = replace(model.sampling, frames=frames)
 
     def read(s: Sample) -> Frames:
         return read_frames(s.video, sampling, start_s=s.start_s, end_s=s.end_s, transform=model.preprocess.pixels)
 
-    def stacks() -> Iterator[torch.Tensor | None]:
-        for n, (sample, found) in enumerate(read_many(samples, read), 1):
-            if isinstance(found, DecodeError):
-                failed.append((str(sample.video), found.reason))
-            yield None if isinstance(found, DecodeError) else found.pixels
-            progress(n, len(samples))
-
-    return encode_stacks(model, stacks(), len(samples)), failed
+    for n, (sample, found) in enumerate(read_many(samples, read), 1):
+        if isinstance(found, DecodeError):
+            failed.append((str(sample.video), found.reason))
+        yield None if isinstance(found, DecodeError) else found.pixels
+        progress(n, len(samples))
 
 
 @torch.no_grad()
@@ -175,8 +176,29 @@ def stamp_of(model: Retriever, samples: Sequence[Sample], split: str, frames: in
         resolution=model.preprocess.size,
         tokens=model.tokens,
         tokenizer="none" if model.tokenizer is None else model.tokenizer.mode,
-        base=model.fingerprint[:12] + ("" if model.engine is None else f" in {model.engine_name}"),
-        adapter=model.adapter[:12],
+        base=base_of(model),
+        base_name=model.base_name,
+        adapter=identity(model),
+        pixels=pixels_of(model.preprocess),
+        part=parts_hash([(s.start_s, s.end_s) for s in samples]),
+    )
+
+
+def base_of(model: Retriever) -> str:
+    """What a stamp calls the base of a model."""
+    return model.fingerprint[:12] + ("" if model.engine is None else f" in {model.engine_name}")
+
+
+def identity(model: Retriever) -> str:
+    """What a stamp calls the adapter of a model and its head."""
+    return model.adapter[:12] + ("" if model.head is None else f" {model.head.name} {model.head.fingerprint()[:6]}")
+
+
+def pixels_of(recipe: Preprocess) -> str:
+    """How frames become pixels, as stamps say it; mean and deviation are said where they are not CLIP's."""
+    usual = Preprocess(recipe.size, recipe.resize, recipe.geometry)
+    return f"{recipe.resize} {recipe.geometry}" + (
+        "" if recipe == usual else f", normalised {recipe.fingerprint()[:6]}"
     )
 
 

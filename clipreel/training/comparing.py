@@ -16,6 +16,7 @@ from clipreel.adapter import write
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
 from clipreel.evaluation.metrics import Result
+from clipreel.evaluation.report import subjects
 from clipreel.evaluation.runs import shapes_bound
 from clipreel.training.config import as_dict
 from clipreel.training.finished import MEASURES, Run, Spread, is_done, paired, pooled, read_run
@@ -29,7 +30,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Row:
     """One run: what it costs, and its recalls with the selected weights and with those of the last step. Costs are None
-    for an evaluation alone; `intervals` over resampled videos are there where the vectors were kept."""
+    for an evaluation alone; `intervals` over resampled videos are there where the vectors were kept. `made` names base,
+    adapter, training list, seeds and versions, each once over the seeds."""
 
     name: str
     config: dict[str, Any]
@@ -42,6 +44,7 @@ class Row:
     last: dict[str, Spread]
     steps: Spread | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
+    made: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,15 @@ def row_of(run: Run) -> Row:
         spread(run.last),
         run.steps,
         flat(pooled(run.ranked)) if run.features else {},
+        made_with(run),
     )
+
+
+def made_with(run: Run) -> dict[str, list[str]]:
+    """What the run is about, from the stamps of its results."""
+    every = [subjects(r.stamp) for r in run.results]
+    found = {what: list(dict.fromkeys(s[what] for s in every)) for what in every[0]}
+    return found | {"seeds": [str(seed) for seed in run.seeds]}
 
 
 def run_all(

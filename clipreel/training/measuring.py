@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from clipreel.data.cache import FrameCache, prepare
 from clipreel.data.sample import Sample
 from clipreel.evaluation.bootstrap import Interval, gain, overall, recalls, verdict
-from clipreel.evaluation.metrics import Result, evaluate_similarity
-from clipreel.evaluation.runs import BATCH, encode_stacks, evaluate_vectors
+from clipreel.evaluation.features import Features
+from clipreel.evaluation.metrics import Result
+from clipreel.evaluation.runs import BATCH, encode_captions, encode_stacks, features_of
 from clipreel.heads import PoolingHead
 from clipreel.retriever import Retriever
 
@@ -69,10 +70,20 @@ class Looked:
         """How well each of the captions fits each video (N, V); NaN where a video is missing."""
         return self.model.encode_text(captions).cpu() @ self.videos.T if self.judged is None else self.judged
 
-    def having(self, selection: str) -> Looked:
-        """The same, stamped with how the weights were selected."""
-        stamp = self.result.stamp.having(selection=selection)
+    def having(self, selection: str, **stated: str) -> Looked:
+        """The same, stamped with how the weights were selected, and with more; what has no weights of its own was
+        trained on nothing."""
+        if self.model.adapter == "none" and self.model.head is None:
+            stated |= {"trained_on": "none"} if "trained_on" in stated else {}
+        stamp = self.result.stamp.having(selection=selection, **stated)
         return replace(self, result=replace(self.result, stamp=stamp))
+
+    def kept(self, bank: Sequence[str]) -> Features:
+        """What is stored, with the vectors of texts that are no queries where vectors rank."""
+        found = self.result.features
+        assert found is not None
+        found = replace(found, stamp=self.result.stamp)
+        return found if found.scores is not None else replace(found, bank=encode_captions(self.model, bank))
 
 
 def cached(
@@ -112,8 +123,11 @@ def frame_vectors(model: Retriever, given: Iterable[Tensor | None], videos: int,
     """Raw vectors (V, T, E) of at most `most` frames a video, and which are real (V, T); NaN for missing videos."""
     found, mask = torch.full((videos, most, model.embed_dim), torch.nan), torch.zeros(videos, most, dtype=torch.bool)
     mask[:, 0] = True  # a video without a frame is an error to a head, one of NaN is missed
-    there = ((i, stack) for i, stack in enumerate(given) if stack is not None)
-    while batch := list(islice(there, BATCH)):
+    numbered = enumerate(given)
+    while block := list(islice(numbered, BATCH)):  # cut by position, as encode_stacks does
+        batch = [(i, stack) for i, stack in block if stack is not None]
+        if not batch:
+            continue
         rows, few = zip(*batch, strict=True)
         lengths = torch.tensor([len(stack) for stack in few])
         real = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -181,12 +195,8 @@ def told(
 def look(model: Retriever, samples: Sequence[Sample], frames: Frames, count: int, split: str) -> Looked:
     """A result, and the vectors or scores that it was made of. Videos that are missing count as missed."""
     videos, judged = scored(model, [c for s in samples for c in s.captions], samples, frames, count)
-    head = model.head
-    result = evaluate_vectors(model, samples, videos, split, count)
-    if head is not None:
-        stamp = result.stamp.having(adapter=f"{model.adapter[:12]} {head.name} {head.fingerprint()[:6]}")
-        truth = torch.tensor([i for i, s in enumerate(samples) for _ in s.captions])
-        result = replace(result, stamp=stamp) if judged is None else evaluate_similarity(judged, truth, stamp=stamp)
+    features = features_of(model, samples, videos, split, count)
+    result = replace(features, scores=judged).result()
     return Looked(model, videos, result, judged)
 
 

@@ -18,6 +18,7 @@ from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.sources import Source
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.protocol import split_hash
 from clipreel.training.config import within
 
 SHAPES = "shapes"
@@ -73,8 +74,9 @@ class Misses:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known, and
-    `label` what a stamp says of the held-out part."""
+    """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known,
+    `label` what a stamp says of the held-out part, and `mode` how its captions become texts where that was published.
+    """
 
     train: list[Sample]
     validation: list[Sample]
@@ -82,6 +84,14 @@ class Pairs:
     opposite_of: Mapping[str, str] | None = None
     label: str | None = None
     misses: Misses = field(default_factory=Misses)
+    mode: str | None = None
+
+    def stated(self, path: str) -> dict[str, str]:
+        """What a stamp says besides: the training list of the data at `path`, by its hash with captions, and how
+        captions became texts where that is known."""
+        said = split_hash(f"{s.id}\t{c}" for s in self.train for c in s.captions)
+        found = {"trained_on": f"{Path(path).name}: {len(self.train)} videos ({said})"}
+        return found | ({"caption_mode": self.mode} if self.mode == "paragraph" else {})
 
 
 def shapes_pairs(folder: Path, seed: int = 0, limit: int | None = None) -> Pairs:
@@ -141,7 +151,7 @@ def published(config: DataConfig) -> Pairs:
     if selects == DEVELOPMENT:
         train = [s for s in train if not developing(s.id)]
     check_apart({"train": train, "validation": validation, "test": held_out})
-    return Pairs(train, validation, held_out, label=parts[2].label)
+    return Pairs(train, validation, held_out, label=parts[2].label, mode=parts[2].mode)
 
 
 def named(config: DataConfig, splits: Sequence[str]) -> Pairs:

@@ -72,11 +72,28 @@ def row_cells(r: Row) -> list[str]:
 def notes(found: Study) -> list[str]:
     """What stands under a table: how it was made, and the paired differences."""
     made = found.before or found.made
-    said = [protocol(made)] if made is not None else []
+    of_rows = about(found.rows)
+    said = [protocol(made, about=not of_rows)] if made is not None else []
+    said += of_rows
     for g in found.gains:
         points = "; ".join(f"{way} {told(i)}" for way, i in g.gains.items())
         said.append(f"{g.b} against {g.a} on the same queries (points, 95 % of resampled videos): {points}")
     return said
+
+
+def about(rows: Sequence[Row]) -> list[str]:
+    """Base, adapter, training list, seeds and versions: those that all rows share in one line, and a line for each that
+    differs. Nothing where a row does not state them, as in tables of before."""
+    if not rows or not all(r.made for r in rows):
+        return []
+    shared, apart = [], []
+    for what in rows[0].made:
+        values = [", ".join(r.made[what]) for r in rows]
+        if len({*values}) == 1:
+            shared += [f"{what}: {values[0]}"] if values[0] else []
+        else:
+            apart.append(f"{what}: " + "; ".join(f"{r.name} {v or '-'}" for r, v in zip(rows, values, strict=True)))
+    return [*(["; ".join(shared)] if shared else []), *apart]
 
 
 def told(i: Interval) -> str:

@@ -14,6 +14,7 @@ from clipreel.data.questions import Question, read_questions
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, HOME, Part, VideoSet, developing, is_set, open_set
+from clipreel.evaluation.protocol import UNSTATED
 
 if TYPE_CHECKING:
     from clipreel.training.alpro_stages import StageConfig
@@ -58,6 +59,12 @@ def label_in(config: StageConfig, text: str) -> str:
     """What a stamp says of it."""
     part = part_in(config, text)
     return Path(text).name if part is None else part.label
+
+
+def mode_in(config: StageConfig, text: str) -> str:
+    """How its captions became texts, as far as it was published."""
+    part = part_in(config, text)
+    return UNSTATED if part is None else part.mode
 
 
 def captions_in(config: StageConfig, text: str) -> list[Sample]:

@@ -47,7 +47,7 @@ from clipreel.training.engine import Outcome
 from clipreel.training.measuring import Say
 from clipreel.training.pairs import SHAPES
 from clipreel.training.post_pretraining import PostPretrainConfig, post_pretrain
-from clipreel.training.stage_data import captions_in, folder_of, label_in, published, questions_in
+from clipreel.training.stage_data import captions_in, folder_of, label_in, mode_in, published, questions_in
 
 MEASURED = "measured.json"
 MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -159,6 +159,7 @@ def judged_stage(config: StageConfig, made: Trained, folder: Path, say: Say) -> 
     frames, _ = decoded(made.model, samples, folder / "frames-test", config, say)
     vectors = encode_cached(made.model, samples, frames, config.frames)
     features = features_of(made.model, samples, vectors, label, config.frames)
+    features = features.having(caption_mode=mode_in(config, test))
     stamp = features.stamp.having(selection=how)
     tokens = tokens_of(made.model, samples, frames, config.frames)
     matched = evaluate_reranked(made.model, samples, tokens, stamp, form="released")

@@ -24,6 +24,7 @@ from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import save_features
 from clipreel.evaluation.metrics import Result
+from clipreel.evaluation.runs import spread
 from clipreel.head_files import save_head
 from clipreel.heads import Head, build_head
 from clipreel.losses import missed_in
@@ -143,16 +144,16 @@ def tune(
     )
     if outcome.on_test:
         say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
-    split = pairs.label or f"{config.data.path} held out"
+    split, listed = pairs.label or f"{config.data.path} held out", pairs.stated(config.data.path)
 
     def seen(model: Retriever, selection: str) -> Looked:
-        return look(model, pairs.held_out, frames, config.frames, split).having(selection)
+        return look(model, pairs.held_out, frames, config.frames, split).having(selection, **listed)
 
     how = outcome.selected.selection
     before = seen(plain(base, config), how)
     after = seen(with_weights(base, config, outcome.selected), how)
     if outcome.last.step == outcome.selected.step:
-        last = after.having(outcome.last.selection)
+        last = after.having(outcome.last.selection, **listed)
     else:
         last = seen(with_weights(base, config, outcome.last), outcome.last.selection)
     compared = compare(before.result, after.result, pairs.held_out)
@@ -175,8 +176,7 @@ def tune(
     )
     facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
     if world().first:
-        if after.result.features is not None:  # a head that reads the text scores pairs and has no vectors to keep
-            save_features(folder / "features", after.result.features, after.result.stamp)
+        save_features(folder / "features", after.kept(spread([c for s in pairs.train for c in s.captions])))
         made = {
             "config": as_dict(config),
             "costs": facts,

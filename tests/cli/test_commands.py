@@ -164,7 +164,6 @@ def test_evaluate_counts_a_broken_video_as_missed(
         ("{}", "line 1"),
         ('{"video": "a.mp4"}', "line 1"),
         ("not json", "is not JSON"),
-        ('{"video": "a.mp4", "caption": "x"}\n{"video": "a.mp4", "caption": "y"}', "occurs twice"),
     ],
 )
 def test_bad_annotations(tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

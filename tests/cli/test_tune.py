@@ -20,9 +20,12 @@ from clipreel.cli.tune import usage
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
+from clipreel.evaluation.features import load_features
 from clipreel.search.index import Index
 from clipreel.search.indexer import check_space
 from clipreel.training.comparing import Spread
+from clipreel.training.pairs import read_pairs
+from clipreel.training.tuning import read_config as read_tune_config
 
 SHORT = (
     "frames=2",
@@ -58,7 +61,7 @@ def lora(films: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def test_an_adapter_and_a_report_that_says_what_changed(lora: Path) -> None:
+def test_an_adapter_and_a_report_that_says_what_changed(lora: Path, films: Path) -> None:
     config = read_config(lora / "adapter")
     assert (config.method, config.options["rank"], config.base_name) == ("lora", 2, "shapes-tiny")
     assert config.licence == {"base": "shapes-tiny", "data": config.trained_on["config"]["data"]["path"]}
@@ -76,6 +79,10 @@ def test_an_adapter_and_a_report_that_says_what_changed(lora: Path) -> None:
     tensors = load_file(lora / "adapter" / "adapter_model.safetensors")
     assert report["costs"]["trainable"] == sum(t.numel() for t in tensors.values())
     assert report["costs"]["adapter_bytes"] == (lora / "adapter" / "adapter_model.safetensors").stat().st_size
+    listed = read_pairs(read_tune_config(lora / "config.yaml").data, lora).train
+    assert compared["after"]["stamp"]["trained_on"].startswith(f"{films.name}: {len(listed)} videos (")
+    assert compared["before"]["stamp"]["trained_on"] == "none"
+    assert load_features(lora / "features").bank is not None
     page = (lora / "report.html").read_text()
     for part in ("before", "after", "gain", "text to video R@1", "trainable numbers"):
         assert part in page

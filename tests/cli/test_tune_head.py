@@ -13,6 +13,7 @@ from clipreel.adapter import read_config, with_adapter
 from clipreel.cli import main
 from clipreel.data.cache import FrameCache
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.features import load_features
 from clipreel.head_files import read_head, with_head
 from clipreel.heads import unit
 from clipreel.training.measuring import look
@@ -75,6 +76,39 @@ def test_before_and_after_are_the_base_and_the_scores_of_the_head(alone: tuple[s
     assert report["compared"]["before"]["stamp"]["adapter"] == "none"
     mean = unit(model.encode_text(captions)) @ unit(unit(raw).mean(1)).T
     assert not torch.allclose(mean, wanted, atol=1e-3)
+
+
+def test_evaluate_scores_with_the_head(
+    alone: tuple[str, Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What tune measured on the held-out part comes out again; the scores are kept, with those of a bank."""
+    _, out = alone
+    head, _ = read_head(out / "adapter")
+    after = json.loads((out / "report.json").read_text())["compared"]["after"]
+    held_out = read_pairs(read_tune_config(out / "config.yaml").data, cache).held_out
+    rows = [{"video": str(s.video), "captions": s.captions} for s in held_out]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "bank.txt").write_text("a red circle moves\na blue square\n")
+    kept, given = tmp_path / "kept", ["--model", "shapes-tiny", "--frames", "2", "--device", "cpu", "--json"]
+    command = ["evaluate", str(tmp_path / "held.jsonl"), "--adapter", str(out / "adapter"), *given]
+    bank, page = ["--bank", str(tmp_path / "bank.txt")], tmp_path / "page.html"
+    assert main([*command, *bank, "--store", str(kept), "--gallery", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["t2v"], found["v2t"]) == (after["t2v"], after["v2t"])
+    for item in ("adapter", "trained_on", "pixels", "part", "base", "base_name"):
+        assert found["stamp"][item] == after["stamp"][item] != "unstated"
+    assert f"What shapes-tiny + frozen with {head.name} misses" in page.read_text()
+    assert main(["evaluate", "--features", str(kept), "--query-bank", "--json"]) == 0
+    assert "query bank (t2v by 2 texts" in json.loads(capsys.readouterr().out)["stamp"]["post_processing"]
+    stored, tuned = load_features(kept), load_features(out / "features")
+    assert (stored.scores is None) == (tuned.scores is None) == (head.name == "seq_transf")
+    assert tuned.result().t2v == after["t2v"]
+    wrong = ["evaluate", "--features", str(kept), *bank, "--model", "shapes-tiny"]
+    assert main(wrong) == 2
+    said = capsys.readouterr().err
+    assert ("name theirs with --model and --adapter" if stored.scores is None else "needs the videos to judge") in said
+    if stored.scores is None:
+        assert main([*wrong, "--adapter", str(out / "adapter")]) == 0
 
 
 def test_an_index_that_keeps_frames_is_searched_with_the_head(

@@ -8,7 +8,7 @@ import torch
 
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.metrics import Result, evaluate, evaluate_similarity
-from clipreel.evaluation.protocol import Stamp, split_hash
+from clipreel.evaluation.protocol import LATER, Stamp, parts_hash, split_hash
 from clipreel.evaluation.report import compare, protocol, table
 
 
@@ -43,6 +43,28 @@ def test_result_survives_json_and_refuses_other_files() -> None:
         Result.from_dict({"t2v": {}})
     with pytest.raises(ClipreelError, match="unknown fields: colour"):
         Stamp.from_dict({**Stamp().to_dict(), "colour": 1})
+
+
+def test_a_stamp_of_before_states_less_and_is_not_mixed_with_one_that_states_it() -> None:
+    made = Stamp(split="s", pixels="pil crop", part="whole videos", trained_on="t", base_name="b")
+    old = {k: v for k, v in made.to_dict().items() if k not in LATER}
+    read = Stamp.from_dict(old)
+    assert {getattr(read, name) for name in LATER} == {"unstated"}
+    assert set(read.differences(made)) == {"pixels", "part"}
+    assert not read.differences(Stamp.from_dict(old))
+    with pytest.raises(ClipreelError, match="unknown fields: frames"):
+        Stamp.from_dict({k: v for k, v in old.items() if k != "frames"})
+    said = protocol(evaluate(torch.eye(4), torch.eye(4), stamp=made))
+    assert "0 px (pil crop)" in said
+    assert "base b (unstated), adapter none; trained on t" in said
+    assert "pil" not in protocol(evaluate(torch.eye(4), torch.eye(4), stamp=read))
+
+
+def test_parts_are_told_apart_by_their_times() -> None:
+    assert parts_hash([(None, None), (0.0, None)]) == "whole videos"
+    found = {parts_hash(p) for p in ([(0.0, 1.0)], [(0.0, 2.0)], [(1.0, 2.0)], [(0.0, 1.0000001)], [(None, 31.0)] * 2)}
+    assert len(found) == 5
+    assert parts_hash([(None, 2.0)]) == parts_hash([(0.0, 2.0)])
 
 
 def test_only_equal_stamps_share_a_table() -> None:

@@ -29,7 +29,9 @@ OTHER: dict[str, Any] = {
     "split": "other",
     "split_hash": "y",
     "caption_mode": "multiple, v2t by video",
+    "part": "0123456789ab",
     "frames": "12 uniform",
+    "pixels": "tensor squash",
     "resolution": 224,
     "tokens": 77,
     "tokenizer": "hf",
@@ -79,10 +81,42 @@ def test_runs_that_differ_in_one_item_of_the_protocol_are_never_ranked_together(
 
 @pytest.mark.parametrize("item", SUBJECTS)
 def test_what_rows_are_about_may_differ(item: str) -> None:
-    values = {"base": "b", "adapter": "a", "seeds": (3,), "versions": {"torch": "9"}}
+    values = {
+        "base": "b",
+        "adapter": "a",
+        "seeds": (3,),
+        "versions": {"torch": "9"},
+        "base_name": "n",
+        "trained_on": "t",
+    }
     good, other = run_of("good", features(0.1)), run_of("other", features(0.5))
     other.results[0].stamp = other.results[0].stamp.having(**{item: values[item]})
     assert [len(t.rows) for t in tables([good, other])] == [2]
+
+
+def test_what_rows_are_about_is_said_for_each() -> None:
+    """What all share once, the rest by row; a table of before has only the protocol of its first row."""
+    runs = []
+    for name, noise, trained in (("few", 0.5, "x: 4 videos (a)"), ("many", 0.1, "x: 12 videos (b)")):
+        stamp = STAMP.having(base="0123", base_name="tiny", adapter=f"of {name}", trained_on=trained)
+        runs.append(replace(run_of(name, features(noise, stamp=stamp)), seeds=[0, 1]))
+    found = tables(runs)
+    assert len(found) == 1
+    protocol, shared, *apart = rendering.notes(found[0])[:-1]
+    assert not any(word in protocol for word in ("base", "adapter", "trained", "python"))
+    assert shared.startswith("base: tiny (0123); versions: python ")
+    assert shared.endswith("; seeds: 0, 1")
+    assert apart == ["adapter: few of few; many of many", "trained on: few x: 4 videos (a); many x: 12 videos (b)"]
+    for form in rendering.FORMS:
+        assert "few x: 4 videos (a); many x: 12 videos (b)" in rendering.rendered(found, form)
+    again = Study.from_dict(json.loads(json.dumps(found[0].to_dict())))
+    assert rendering.about(again.rows) == [shared, *apart]
+    data = found[0].to_dict()
+    for row in data["rows"]:
+        del row["made"]
+    assert rendering.about(Study.from_dict(data).rows) == []
+    found[0].rows = [replace(r, made={}) for r in found[0].rows]
+    assert "base tiny (0123), adapter of few" in rendering.notes(found[0])[0]
 
 
 def test_other_sizes_and_other_captions_are_kept_apart() -> None:

@@ -36,6 +36,11 @@ def features(folder: Path, size: int, count: int) -> Features:
     return load_features(place / "features")
 
 
+def judged(folder: Path, size: int, count: int) -> Features:
+    """Those of a head that judges pairs."""
+    return load_features(folder / f"part-{size}-{count}" / "features" / "judged")
+
+
 @pytest.mark.parametrize("count", [MANY, FEW])
 def test_processes_share_an_evaluation(folder: Path, count: int) -> None:
     one = features(folder, 1, count)
@@ -48,6 +53,13 @@ def test_processes_share_an_evaluation(folder: Path, count: int) -> None:
         assert torch.equal(shared.videos.nan_to_num(9.0), one.videos.nan_to_num(9.0))
         assert [Path(v).name for v, _ in shared.failed] == [Path(v).name for v, _ in one.failed]
         assert shared.result().to_dict() == one.result().to_dict()
+        heads = [judged(folder, n, count) for n in (1, size)]
+        for kept in zip(*((h.scores, h.bank) for h in heads), strict=True):
+            assert torch.equal(kept[0].isnan(), kept[1].isnan())
+            torch.testing.assert_close(kept[0], kept[1], equal_nan=True, atol=1e-6, rtol=0)
+        assert heads[0].scores.shape == (len(one.texts), count)
+        assert heads[0].scores.isnan().all(0).nonzero()[:, 0].tolist() == [3]
+        assert not torch.allclose(heads[0].scores.nan_to_num(), (one.texts @ one.videos.T).nan_to_num(), atol=1e-4)
 
 
 def test_shares_are_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import clipreel
 from clipreel.data.readers import read_samples
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import save_features
+from clipreel.head_files import with_head
 from clipreel.training import checkpoint, distributed
 from clipreel.training.alpro_stages import run_stage
 from clipreel.training.engine import Validator, fit
@@ -123,9 +124,12 @@ def evaluation(folder: Path) -> None:
     """The features of annotated videos, as the first process has them after sharing."""
     model = clipreel.load("shapes-tiny", device="cpu")
     samples = read_samples(folder.parent / "annotations.jsonl", check_files=False)
-    found = evaluate_together(model, samples, "ragged", 2, [c for s in samples[:3] for c in s.captions])
+    bank = [c for s in samples[:3] for c in s.captions]
+    found = evaluate_together(model, samples, "ragged", 2, bank)
+    judged = evaluate_together(with_head(model, "soft_frames"), samples, "ragged", 2, bank)
     if distributed.world().first:
         save_features(folder, found)
+        save_features(folder / "judged", judged)
 
 
 def alpro(folder: Path, hook: Any, stage: str, sizes: list[int], options: dict[str, Any], **config: Any) -> None:
