@@ -181,6 +181,8 @@ def tune(
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     if pairs.misses.trained:
         missed_in(config.loss)
+    for note in pairs.notes:
+        say(f"note: {note}")
     torch.manual_seed(config.train.seed)
     tuner, head = parts(base, config)
     if config.start is not None:
@@ -241,6 +243,8 @@ def tune(
             "last": last.result.to_dict(),
             "validation": outcome.selected.metrics,
             **({"misses": misses} if misses else {}),
+            "parts": dict(pairs.labels),
+            "unread": sum(s.id not in frames for s in pairs.train),
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())
