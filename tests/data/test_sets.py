@@ -334,6 +334,7 @@ def spoil(root: Path, name: str, change: Callable[[str], str]) -> None:
             lambda t: t.replace(",", ";"),
             "separated by semicolons",
         ),
+        ("webvid", "frozen", p.webvid, "results_2M_train.csv", lambda t: t.replace(",", "|"), "separated by pipes"),
         ("webvid", "frozen", p.webvid, "results_2M_train.csv", lambda t: t + ",x,1,d,1,u\r\n", "videoid is blank"),
     ],
 )
