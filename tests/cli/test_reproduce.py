@@ -42,6 +42,7 @@ def test_every_frozen_config_has_a_name(known: dict[str, Entry]) -> None:
     assert known["alpro/retrieval/msrvtt-b16"].headline == ("t2v R@1", 33.9)
     assert known["alpro/qa/msvd-b16"].headline is not None
     assert known["alpro/prompter/webvid2m-b16"].headline is None
+    assert [e.name for e in known.values() if not e.source] == []
 
 
 @pytest.mark.parametrize(

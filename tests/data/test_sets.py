@@ -14,12 +14,16 @@ import torch
 from clipreel import load
 from clipreel.cli import main
 from clipreel.data.pickled import read_plain
+from clipreel.data.questions import accuracies
 from clipreel.data.sample import Sample
 from clipreel.data.sets import check_apart, developing, facts, named, open_set, spoken
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.shapes_questions import shapes_questions
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.runs import encode_videos, evaluate_vectors
+from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.pairs import DataConfig, read_pairs
+from clipreel.training.stage_data import questions_in
 from clipreel.video.quarantine import write_quarantine
 from tests.data import published as p
 
@@ -140,11 +144,56 @@ def test_every_form_gives_back_samples_and_metrics(
 
 
 def test_every_form_that_is_stated_was_tried() -> None:
-    stated = {(n, form) for n, f in facts().items() for form in f["forms"] if not n.endswith("-qa")}
-    tried = {(n, form) for n, form, _ in CASES}
+    stated = {(n, form) for n, f in facts().items() for form in f["forms"]}
+    tried = {(n, form) for n, form, _ in CASES} | {(n, "alpro") for n in ("msrvtt-qa", "msvd-qa")}
     same = {("msrvtt7k", f) for f in ("x-pool", "mv-adapter", "clip-vip", "alpro")}  # files as those of 9k
     same |= {("msrvtt1ka", f) for f in ("x-pool", "frozen", "clip-vip", "mv-adapter", "alpro")}
     assert stated - tried == same | {("msrvtt-full", "x-pool"), ("webvid10m", "frozen")}
+
+
+@pytest.mark.parametrize("name", ["msrvtt-qa", "msvd-qa"])
+def test_questions_come_back_with_their_accuracies(name: str, films: Path, tmp_path: Path) -> None:
+    splits = {}
+    for split, name_in_world in zip(THREE, ("train", "val", "test"), strict=True):
+        ids = [item.id for item in ShapesWorld().videos(name_in_world)[:6]]
+        asked = [q for q in shapes_questions(ShapesWorld(), name_in_world, films) if q.video_id in ids]
+        assert len({q.kind for q in asked}) > 3
+        keys = {"question": "question", "answer": "answer", "video_id": "video_id", "answer_type": "kind"}
+        rows = [{key: getattr(q, own) for key, own in keys.items()} for q in asked]
+        p.lines(tmp_path / "txt" / JSONL[split], [json.dumps(r) for r in rows])
+        splits[split] = [replace(q, id=f"q{n}") for n, q in enumerate(asked)]
+    for split, direct in splits.items():
+        assert [q for s in open_set(name, tmp_path, videos=films).part(split).samples for q in s.captions] == [
+            q.question for q in direct
+        ]
+        read = questions_in(
+            StageConfig(train_data=f"{name}/{split}", root=str(tmp_path), videos=str(films)), f"{name}/{split}"
+        )
+        assert read == direct
+        given = {q.id: q.answer if n % 3 else "something else" for n, q in enumerate(direct)}
+        found = accuracies(read, given)
+        assert found == accuracies(direct, given)
+        assert 0 < found["accuracy"] < 100
+        assert len(found) > 4  # one of each kind of question
+
+
+def test_the_end_of_a_part_of_a_video_is_where_its_frames_end(
+    films: Path, encoded: dict[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes films are shorter than DiDeMo's 31 seconds, so they are cut earlier here."""
+    monkeypatch.setitem(facts()["didemo"]["forms"]["clip4clip"]["test"], "end_s", 0.5)
+    written, expected = prepared("didemo", films)
+    p.didemo(tmp_path, written)
+    read = open_set("didemo", tmp_path, form="clip4clip", videos=films).part("test").samples
+    direct = [replace(s, end_s=0.5) for s in expected["test"]]
+    assert read == direct
+    model = load("shapes-tiny", device="cpu")
+    cut, whole = (encode_videos(model, s, frames=8)[0] for s in (read, expected["test"]))
+    torch.testing.assert_close(whole, torch.stack([encoded[s.video] for s in read]))
+    assert (cut - whole).abs().amax(1).min() > 0.01  # other frames are seen
+    found = evaluate_vectors(model, read, cut, "x")
+    again = evaluate_vectors(model, direct, encode_videos(model, direct, frames=8)[0], "x")
+    assert (found.t2v, found.v2t, found.stamp) == (again.t2v, again.v2t, again.stamp)
 
 
 def test_questions_are_grouped_by_video(films: Path, tmp_path: Path) -> None:
