@@ -29,6 +29,20 @@ WEIGHTS = [
     ("open_clip_pytorch_model.bin",),
 ]
 
+# of OpenAI's models (core.md 1.1), whose weights are kept in float32
+PARAMETERS = {
+    "openai/clip-vit-base-patch32": 151_277_313,
+    "openai/clip-vit-base-patch16": 149_620_737,
+    "openai/clip-vit-large-patch14": 427_616_513,
+    "openai/clip-vit-large-patch14-336": 427_944_193,
+}
+
+
+def size_of(hub_id: str) -> str:
+    """How big the weights of a model of the hub are, in words."""
+    known = PARAMETERS.get(hub_id)
+    return "of unknown size" if known is None else f"about {known * 4 / 1e6:.0f} MB"
+
 
 def snapshot(hub_id: str, download: bool) -> Path:
     """The folder of a model in the local cache. `download` False never touches the network.
@@ -50,7 +64,7 @@ def snapshot(hub_id: str, download: bool) -> Path:
     if not download:
         raise NotHere(
             f"the model {hub_id} is not on this machine (nor is a folder of this name) and needs one download "
-            f"(ViT-B/32: about 600 MB): allow it with --download, or {by_hand}"
+            f"({size_of(hub_id)}): allow it with --download, or {by_hand}"
         )
     try:
         names = [f.rfilename for f in HfApi().model_info(hub_id).siblings or []]

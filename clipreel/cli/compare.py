@@ -44,12 +44,15 @@ def compare(
     import json as js
     import sys
 
-    from clipreel.cli.output import skipped
+    from clipreel.cli.output import shown, skipped
     from clipreel.errors import ClipreelError
     from clipreel.training.charts import draw
     from clipreel.training.comparing import as_json, finished, study
     from clipreel.training.rendering import rendered, save
 
+    absent = next((p for p in what if not p.exists()), None)
+    if absent is not None:
+        raise ClipreelError(f"there is no {absent}; give configs to train, or folders of runs that are done")
     folders = [p for p in what if p.is_dir()]
     if folders and len(folders) < len(what):
         other = next(p for p in what if p not in folders)
@@ -61,5 +64,7 @@ def compare(
     pictures = [p.read_text("utf-8") for p in drawn if p.suffix == ".svg"]
     save(found, js.dumps(as_json(found), indent=1), out, pictures)
     print(js.dumps(as_json(found)) if json else rendered(found, format))
+    plots = f" and {len(drawn)} plots" if drawn else ""
+    print(f"table.json, table.md, table.tex, table.html{plots} in {shown(str(out))}", file=sys.stderr)
     skipped(found[0].failed)
     return 1 if found[0].failed else 0

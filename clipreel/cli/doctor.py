@@ -88,7 +88,7 @@ def doctor(
     expected, pairs = forecast(parts, checkup, retriever, frames, workers, epochs)
     listed = quarantine or source.folder / NAME
     rows = checkup.quarantine((*QUARANTINED, *also))
-    write_quarantine(listed, rows)
+    before = write_quarantine(listed, rows, checkup.seen)
     cost = said(expected, checkup, f"{epochs:g} rounds of {pairs:,} pairs on this machine")
     write_page(folder / "doctor.html", f"{data}: what was found", parts, checkup, cost)
     report = reported(parts, checkup, expected, listed, len(rows), folder / "doctor.html")
@@ -98,7 +98,12 @@ def doctor(
     else:
         told(parts, checkup)
         print(cost)
-        print(f"{len(rows)} files in {shown(str(listed))}; page {shown(str(folder / 'doctor.html'))}")
+        more = f" and {before} from before, which this did not look at" if before else ""
+        print(f"{len(rows)} files{more} in {shown(str(listed))}; page {shown(str(folder / 'doctor.html'))}")
+        if gone := sum(len(part.missing) for part in parts.values()):
+            print(f"{gone} videos without a file have no name to list; every command leaves them out and says so")
+        if retriever is None:
+            print("give --model for the hours of training and for tokens instead of words")
     skipped([(str(path), reason) for path, reason in rows])
     return 1 if rows or any(part.missing for part in parts.values()) else 0
 
@@ -111,7 +116,8 @@ def examined(parts: Mapping[str, Part], log: Path, workers: int, time_limit: flo
     seen = look_at(paths, log, workers=workers, timeout_s=time_limit, progress=Progress("looking at files"))
     gone = [Finding("missing", id, f"{name}: no file") for name, part in parts.items() for id in part.missing]
     context, _, count = CLIP_READS if model is None else reading(model)
-    return Checkup(seen, [*gone, *problems(seen), *caption_problems(parts, context, count)])
+    splits = {str(s.video): name for name, part in parts.items() for s in part.samples}
+    return Checkup(seen, [*gone, *problems(seen, splits), *caption_problems(parts, context, count)])
 
 
 def forecast(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -136,12 +136,23 @@ def announce(forecast: Forecast, videos: int, cache: Path) -> None:
 
 def shrunk(parts: dict[str, Part], side: int, into: Path | None, drop: bool, workers: int, json: bool) -> int:
     """Makes the smaller copies and says what came of it; returns the exit code."""
+    import sys
+
     from clipreel.data.cache import amount
     from clipreel.data.shrink import shrink
 
     if into is None:
         raise ClipreelError(f"name a folder for the smaller videos: --shrink {side} --into DIR")
-    report = shrink(parts, into, side, drop_originals=drop, workers=workers, progress=Progress("shrinking"))
+
+    def announced(forecast: Forecast, originals: int) -> None:
+        print(
+            f"{forecast.videos} videos to copy ({amount(originals)}): about {amount(forecast.bytes)} to write, "
+            f"{amount(forecast.free)} free at {shown(str(into))}",
+            file=sys.stderr,
+        )
+
+    how: dict[str, Any] = {"workers": workers, "forecast": announced, "progress": Progress("shrinking")}
+    report = shrink(parts, into, side, drop_originals=drop, **how)
     said = (
         f"made {report.made} smaller videos, kept {report.kept}: {amount(report.before)} became "
         f"{amount(report.after)}; removed {report.dropped} originals; read them with {shown(str(into))}"

@@ -25,6 +25,7 @@ def reproduce(
     model: str | None = None,
     seeds: int = 1,
     out: Path | None = None,
+    cache: Path | None = None,
     download: Flag = False,
     device: str = "auto",
     json: Flag = False,
@@ -44,9 +45,12 @@ def reproduce(
             what comes out is then marked as changed.
         list: Name all cells with data set, backbone, printed figure and tolerance.
         data: Folder of the data set, or one that holds a folder for each set. (Default: $CLIPREEL_DATA, else data/.)
-        model: Folder of the base, where it was copied by hand. (Default: the cache of the hub.)
+        model: Folder of the base, where it was copied by hand (default: the cache of the hub). One that is built in
+            another way is a change.
         seeds: How many runs, from the frozen seed on.
         out: Folder of the runs. (Default: reproduced/CELL.)
+        cache: Folder of decoded frames, which cells of one data set may share: cells of tune with as many frames, and
+            of post-pretraining. (Default: OUT.)
         download: Allow the base to be fetched from the hub.
         device: Where to train: auto takes the GPU where there is one.
         json: Print the result as JSON.
@@ -76,13 +80,13 @@ def reproduce(
     folder = out or Path("reproduced") / entry.name.replace("/", "-")
     with joined(timeout_s=3600) as here:
         links = chain(entry, known, data, changes, folder)
-        absent = lacking(links)
+        absent = lacking(links, base=model is None and not download)
         if absent:
             if here.first:
                 print(f"clipreel: {entry.name} cannot be run, this is missing:", file=sys.stderr)
                 print(*(f"  {row}" for row in absent), sep="\n", file=sys.stderr)
             return 2
-        made = run(links, seeds, data, model, download, device, *spoken(here.first, "step"))
+        made = run(links, seeds, data, model, cache, download, device, *spoken(here.first, "step"))
     if not here.first:
         return 0
     if json:
@@ -101,6 +105,7 @@ def run(
     seeds: int,
     data: Path | None,
     model: str | None,
+    cache: Path | None,
     download: bool,
     device: str,
     progress: Progress,
@@ -113,27 +118,35 @@ def run(
     from clipreel.cli.tune_page import page
     from clipreel.training.alpro_stages import StageConfig
     from clipreel.training.distributed import on_first, world
-    from clipreel.training.reproducing import check_same_changes, reproduce
+    from clipreel.training.reproducing import on_base, parts_of_done, reproduce
 
+    given = None
+    if model is not None and not all(isinstance(link.config, StageConfig) for link in links):
+        given = load_model(model, download, device)
+        links = [on_base(link, model, given) for link in links]
+    earlier: dict[str, str] = {}
     for link in links:
         last = link is links[-1]
         if not last and on_first(partial(getattr, link, "done")):
-            check_same_changes(link)
+            earlier |= parts_of_done(link)
             say(f"{link.folder}: {link.entry.name} is done")
             continue
         config, first = link.config, link.config.train.seed
-        base = None if isinstance(config, StageConfig) else load_model(model or config.model, download, device)
+        base = None if isinstance(config, StageConfig) else given or load_model(config.model, download, device)
         found = reproduce(
             link,
             range(first, first + (seeds if last else 1)),
             base,
             data=data,
+            cache=cache,
             device=device,
             download=download,
+            earlier=earlier,
             made=lambda tuned, place: page(tuned, place) if world().first else None,
             progress=progress,
             say=say,
         )
+        earlier = found.parts
     return found
 
 

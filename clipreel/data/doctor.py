@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -42,7 +42,9 @@ KINDS = {
     "variable rate": "Frames do not come at a constant rate: samplers by frame number take other moments.",
     "same file": "Two names for one content.",
     "same pictures": "Another encoding of the same pictures.",
+    "in two splits": "Another split holds the same: what is tested would be trained on.",
     "caption repeated": "The same caption belongs to several videos: a query with several right answers.",
+    "caption doubled": "The same caption stands more than once with one video, and is trained on as often.",
     "caption blank": "A caption without text, which is left out.",
     "caption too long": "The end of the caption is not read.",
 }
@@ -199,10 +201,10 @@ def watched(path: Path, stream: Stream | DecodeError, then: tuple[int, int]) -> 
 # ---------------------------------------------------------------------- what is wrong
 
 
-def problems(seen: Mapping[str, Seen]) -> list[Finding]:
-    """What is wrong with the files, each kind in the order of the files."""
+def problems(seen: Mapping[str, Seen], splits: Mapping[str, str] | None = None) -> list[Finding]:
+    """What is wrong with the files, each kind in the order of the files. `splits` names the split of each."""
     found = [f for s in seen.values() for f in of_file(s)]
-    return found + list(same(list(seen.values())))
+    return found + list(same(list(seen.values()), splits))
 
 
 def of_file(s: Seen) -> Iterator[Finding]:
@@ -228,13 +230,22 @@ def of_file(s: Seen) -> Iterator[Finding]:
         yield finding("variable rate", f"{s.frames} frames in {s.duration_s:.2f} s")
 
 
-def same(seen: Sequence[Seen]) -> Iterator[Finding]:
-    """Files with the same content, and files that show the same for as long; each names the first one of them."""
+def same(seen: Sequence[Seen], splits: Mapping[str, str] | None = None) -> Iterator[Finding]:
+    """Files with the same content, and files that show the same for as long; each names the first one of them, and the
+    splits where they are not of one."""
+    of = splits or {}
+
+    def findings(kind: str, s: Seen, known: Seen) -> Iterator[Finding]:
+        path, here, there = Path(s.path), of.get(s.path), of.get(known.path)
+        yield Finding(kind, path.name, f"as {known.path}", path)
+        if here != there:
+            yield Finding("in two splits", path.name, f"{kind} in {here} as {known.path} in {there}", path)
+
     first: dict[str, Seen] = {}
     unique: list[Seen] = []
     for s in (s for s in seen if s.look):
         if s.mark in first:
-            yield Finding("same file", Path(s.path).name, f"as {first[s.mark].path}", Path(s.path))
+            yield from findings("same file", s, first[s.mark])
         else:
             first[s.mark] = s
             unique.append(s)
@@ -249,7 +260,7 @@ def same(seen: Sequence[Seen]) -> Iterator[Finding]:
         difference = np.abs(looks[row + 1 : last] - looks[row]).mean(1)
         for other in np.flatnonzero((difference < ALIKE) & ~flat[row + 1 : last]):
             a, b = sorted((order[row], order[row + 1 + other]))
-            yield Finding("same pictures", Path(unique[b].path).name, f"as {unique[a].path}", Path(unique[b].path))
+            yield from findings("same pictures", unique[b], unique[a])
 
 
 def caption_problems(
@@ -260,7 +271,10 @@ def caption_problems(
     found = []
     for split, part in parts.items():
         owners: dict[str, list[str]] = defaultdict(list)
+        doubled: list[Finding] = []
         for s in part.samples:
+            again = [caption for caption, times in Counter(s.captions).items() if times > 1]
+            doubled += [Finding("caption doubled", caption, f"{split}: {s.id}") for caption in again]
             for caption in s.captions:
                 of = owners[" ".join(caption.lower().split())]
                 if s.id not in of[-1:]:
@@ -269,6 +283,7 @@ def caption_problems(
             if len(ids) > 1:
                 more = ", ..." if len(ids) > 4 else ""
                 found.append(Finding("caption repeated", caption, f"{split}: {', '.join(ids[:4])}{more}"))
+        found += doubled
         found += [Finding("caption blank", id, split) for id in part.blank]
         for s in part.samples:
             for caption in s.captions:

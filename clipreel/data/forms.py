@@ -95,7 +95,8 @@ def table(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
         names = [c.strip() for c in next(lines, [])]
         absent = [c for c in columns if c not in names]
         if absent:
-            other = [word for mark, word in ((";", "semicolons"), ("\t", "tabs")) if names and mark in names[0]]
+            marks = {";": "semicolons", "\t": "tabs", "|": "pipes"}
+            other = [word for mark, word in marks.items() if names and mark in names[0]]
             hint = f"it is separated by {other[0]}: write it with commas" if other else "is it of another --form?"
             raise ClipreelError(f"{file} has no column {absent[0]!r} (its header: {short(','.join(names))}); {hint}")
         for cells in lines:

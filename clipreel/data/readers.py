@@ -298,7 +298,8 @@ def parquet_rows(file: Path) -> Iterator[Row]:
 def check_columns(names: list[str], row: Row) -> None:
     found = listing(names)
     if "video" not in names:
-        raise row.error(f"there is no column 'video'; found: {found}")
+        pipes = "; it is separated by '|': write it with commas" if len(names) == 1 and "|" in names[0] else ""
+        raise row.error(f"there is no column 'video'; found: {found}{pipes}")
     if "caption" not in names and "captions" not in names:
         raise row.error(f"there is no column 'caption' or 'captions'; found: {found}")
     twice = [n for n, count in Counter(names).items() if count > 1]

@@ -54,15 +54,20 @@ def developing(id: str) -> bool:
     return int.from_bytes(draw, "big") < SHARE * 2**64
 
 
-def whereabouts(name: str) -> str:
-    """Where the owner of a set offers it, and how big it is, in three lines."""
+def whereabouts(name: str, form: str | None = None) -> str:
+    """Where the owner of a set offers it, how big it is, and who offers its annotations in a form (default: the first)
+    under which file names, in three lines."""
     f = facts()[name]
-    return f"{f['title']}: {f['size']}\n  videos: {f['videos']}\n  annotations: {f['annotations']}"
+    chosen = form if form in f["forms"] else next(iter(f["forms"]))
+    files = dict.fromkeys(file for split in f["forms"][chosen].values() for file in split["files"])
+    offered = f.get("offered", {}).get(chosen, f["annotations"])
+    annotations = f"{offered}; in the form {chosen}: {', '.join(files)}"
+    return f"{f['title']}: {f['size']}\n  videos: {f['videos']}\n  annotations: {annotations}"
 
 
-def on_one_line(name: str) -> str:
+def on_one_line(name: str, form: str | None = None) -> str:
     """The same in a sentence of an error."""
-    return "; ".join(line.strip() for line in whereabouts(name).splitlines())
+    return "; ".join(line.strip() for line in whereabouts(name, form).splitlines())
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class VideoSet:
     videos: Path
     captions: Mode | None = None
     quarantine: Path | Literal[False] | None = None
+    _read: dict[str, Annotated] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -109,32 +115,48 @@ class VideoSet:
         return (*published, DEVELOPMENT) if drawn else published
 
     def part(self, split: str) -> Part:
-        """One split. Raises ClipreelError for a split that was not published and for files that are not what they
-        should be, and where no video of it is there."""
+        """One split. Raises ClipreelError for a split that was not published, for files that are not what they should
+        be, for a test list that shares videos with a training list that lies here, and where no video is there."""
         if split not in self.splits:
             raise ClipreelError(
                 f"{self.name} in the form {self.form} has no split {split!r}; it has {', '.join(self.splits)}"
             )
         source = "train" if split == DEVELOPMENT else split
         how = self.facts["forms"][self.form][source]
-        files = self.files(source)
-        annotated = READERS[how["how"]](files)
+        annotated = self._annotated(source)
+        if split == "test":
+            self._check_apart(annotated)
         if split == DEVELOPMENT:
             annotated = replace(annotated, captions={i: c for i, c in annotated.captions.items() if developing(i)})
         stated = self.facts["splits"].get(split) or {"mode": self.facts["splits"][source]["mode"]}
         part = self._on_disk(annotated, how, stated, split)
         if split == DEVELOPMENT and not part.listed:
             raise ClipreelError(
-                f"none of the training videos of {self.name} in {files[0]} is among the {SHARE:.0%} that are kept to "
-                "select the weights: is the list cut short?"
+                f"none of the training videos of {self.name} in {self.files(source)[0]} is among the {SHARE:.0%} that "
+                "are kept to select the weights: is the list cut short?"
             )
         if not part.samples:
             why = f"{len(part.missing)} files are missing and {len(part.quarantined)} are quarantined"
             raise ClipreelError(
                 f"none of the {part.listed} videos of {self.name} {split} can be used below {self.videos} ({why}): "
-                f"name their folder with --videos. {on_one_line(self.name)}"
+                f"name their folder with --videos. {on_one_line(self.name, self.form)}"
             )
         return part
+
+    def _annotated(self, split: str) -> Annotated:
+        """A published split as its files have it, read once."""
+        if split not in self._read:
+            self._read[split] = READERS[self.facts["forms"][self.form][split]["how"]](self.files(split))
+        return self._read[split]
+
+    def _check_apart(self, tested: Annotated) -> None:
+        """ClipreelError where the training list shares videos with the test list, whether or not they are here."""
+        try:
+            self.files("train")
+        except (ClipreelError, KeyError):
+            return  # there is none here to compare with
+        trained = self._annotated("train").captions
+        refuse_shared("train", "test", [id for id in tested.captions if id in trained])
 
     def files(self, split: str) -> list[Path]:
         """The annotation files of a published split. Raises ClipreelError for one that is not there, or twice."""
@@ -151,7 +173,7 @@ class VideoSet:
         raise ClipreelError(
             f"there is no {name} below {self.root}, which {self.name} in the form {self.form} is read from"
             + (f" (other forms: {others})" if others else "")
-            + f". {on_one_line(self.name)}"
+            + f". {on_one_line(self.name, self.form)}"
         )
 
     def _on_disk(self, annotated: Annotated, how: Mapping[str, Any], stated: Mapping[str, Any], split: str) -> Part:
@@ -179,7 +201,8 @@ class VideoSet:
                 samples.append(Sample(id, path, said, None, how.get("end_s")))
                 texts += [f"{id}\t{c}" for c in said]
         title = stated.get("title", f"{self.facts['title']} {split}")
-        label = named(title, [s.id for s in samples], texts, stated, mode, len(annotated.captions))
+        unit = "questions" if how["how"] == "questions" else "captions"
+        label = named(title, [s.id for s in samples], texts, stated, mode, len(annotated.captions), unit)
         return Part(label, samples, mode, len(annotated.captions), missing, quarantined, annotated.blank)
 
 
@@ -190,20 +213,34 @@ def spoken(captions: Sequence[str], mode: Mode, longest: int | None = None) -> t
 
 
 def named(
-    title: str, ids: Sequence[str], texts: Sequence[str], stated: Mapping[str, Any], mode: Mode, listed: int
+    title: str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    stated: Mapping[str, Any],
+    mode: Mode,
+    listed: int,
+    unit: str = "captions",
 ) -> str:
-    """What this part may be called. Only the whole published list of ids carries the title."""
-    expected = stated.get("videos")
-    whole = expected if expected is not None else listed
+    """What this part may be called. Only the whole published list of ids with all its texts carries the title."""
+    videos, whole = stated.get("videos"), stated.get("captions")
     captions = "" if mode == stated["mode"] else f", captions: {mode}"
-    if len(ids) < whole:
-        return f"partial: {len(ids)} of {whole} ({title}{captions})"
-    if len(ids) > whole:
-        return f"another list: {len(ids)} videos instead of {whole} ({title}{captions})"
+    if captions:
+        whole = None  # of other texts than the published ones no number is known
+    if videos is not None and len(ids) > videos:
+        return f"another list: {len(ids)} videos instead of {videos} ({title}{captions})"
+    if videos is None and whole is not None and len(texts) < whole:
+        return f"partial: {len(texts)} of {whole} {unit} ({title})"
+    if len(ids) < (videos or listed):
+        return f"partial: {len(ids)} of {videos or listed} ({title}{captions})"
+    if "ids" in stated and identity(ids) != stated["ids"]:
+        return f"another list: {videos} videos that are not those of {title}{captions}"
+    if whole is not None and len(texts) + stated.get("blank", 0) < whole:
+        return f"partial: {len(texts)} of {whole} {unit} ({title})"
+    if whole is not None and len(texts) > whole:
+        return f"other captions: {len(texts)} {unit} instead of {whole} ({title})"
     if "ids" not in stated:
-        return f"{title} (as many videos as published){captions}" if expected else f"{title} (unchecked){captions}"
-    if identity(ids) != stated["ids"]:
-        return f"another list: {whole} videos that are not those of {title}{captions}"
+        known = "videos" if videos else unit if whole else None
+        return f"{title} ({f'as many {known} as published' if known else 'unchecked'}){captions}"
     if "texts" in stated and not captions and identity(texts) != stated["texts"]:
         return f"other captions on the videos of {title}"
     return title + captions
@@ -269,7 +306,7 @@ def open_set(
     place = Path(root) if root is not None else Path(os.environ.get(HOME, "data")) / name
     if not place.is_dir():
         raise ClipreelError(
-            f"there is no folder {place} with the data set {name}: name it with --root. " + on_one_line(name)
+            f"there is no folder {place} with the data set {name}: name it with --root. " + on_one_line(name, chosen)
         )
     inside = place / "videos"
     films = Path(videos) if videos is not None else inside if inside.is_dir() else place
@@ -289,7 +326,13 @@ def check_apart(parts: Mapping[str, Iterable[Sample]]) -> None:
             if first != split:
                 shared.setdefault((first, split), []).append(id)
     for (first, second), ids in shared.items():
-        unique = list(dict.fromkeys(ids))
+        refuse_shared(first, second, ids)
+
+
+def refuse_shared(first: str, second: str, ids: Sequence[str]) -> None:
+    """ClipreelError that shows what two splits share, if anything."""
+    unique = list(dict.fromkeys(ids))
+    if unique:
         shown = ", ".join(unique[:5]) + (", ..." if len(unique) > 5 else "")
         raise ClipreelError(
             f"the splits {first} and {second} share {len(unique)} videos ({shown}): what is tested must not be trained "

@@ -96,4 +96,8 @@ def notes(parts: dict[str, Part]) -> list[str]:
             found.append(
                 f"{part.label}: {len(part.blank)} blank captions are left out, the first is of {part.blank[0]}"
             )
+        doubled = {s.id: len(s.captions) - len(set(s.captions)) for s in part.samples}
+        if first := next((id for id, more in doubled.items() if more), None):
+            more = sum(doubled.values())
+            found.append(f"{part.label}: {more} captions stand again with the same video, the first with {first}")
     return found

@@ -38,7 +38,7 @@ from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
 from clipreel.training.recipe import Recipe
-from clipreel.training.stage_data import captions_in, questions_in
+from clipreel.training.stage_data import captions_in, films, questions_in, refuse_overlap
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
 
@@ -123,6 +123,7 @@ def run_stage(
     images = read_samples(config.images) if config.images else []
     if not train:
         raise ClipreelError("there is no data to train on; set train_data")
+    refuse_overlap(config, train, validation)
     prompter = prompter_of(config, device) if config.stage == "pretrain" else None
     # squares are cut from larger frames; those to measure on are whole
     larger = LARGER if config.augment == "video" else 1.0
@@ -180,8 +181,9 @@ def answer_stage(
     if len(labels) < len(questions):
         say(f"{len(questions) - len(labels)} of {len(questions)} questions have an answer outside the vocabulary")
     base = regrown(base, answers=answers)
-    films = ([Sample(q.video_id, q.video, (q.question,)) for q in part] for part in (questions, judged))
-    frames, skipped = decoded(base, together(*films), folder / "frames", config, say)
+    shown_in = films(questions), films(judged)
+    refuse_overlap(config, *shown_in)
+    frames, skipped = decoded(base, together(*shown_in), folder / "frames", config, say)
     seen, heard = ({q.id: frames[q.video_id] for q in part if q.video_id in frames} for part in (questions, judged))
     rows = [q.sample() for q in questions if q.id in seen and q.id in labels]
     loader = loader_of(base, rows, seen, config, config.sampling)

@@ -122,7 +122,12 @@ def corpus_entry(system: str, file: Path) -> Entry:
     config = read(PostPretrainConfig, file)
     dataset, backbone = next(iter(config.sources)), backbone_of(config.model)
     dataset = "shapes" if config.sources[dataset].path == "shapes" else dataset
-    return Entry(f"{system}/post_pretrain/{dataset}-{backbone}", "post-pretrain", file, dataset, backbone, config)
+    source = (
+        "nothing was printed" if dataset == "shapes" else "microsoft/XPretrain, released config; nothing was printed"
+    )
+    return Entry(
+        f"{system}/post_pretrain/{dataset}-{backbone}", "post-pretrain", file, dataset, backbone, config, source
+    )
 
 
 def study_entry(file: Path) -> Entry:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clipreel.alpro.start import may_be
-from clipreel.data.sets import HOME, whereabouts
-from clipreel.errors import ClipreelError
+from clipreel.data.sets import HOME, on_one_line, whereabouts
+from clipreel.errors import ClipreelError, NotHere
+from clipreel.hub import HUB_ID, size_of, snapshot
+from clipreel.retriever import BUILT_IN
 from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.catalogue import Config, Entry
 from clipreel.training.config import override
@@ -31,6 +33,10 @@ ORIGINS = {
     "entities.txt": "the most frequent nouns of the captions: clipreel entities CAPTIONS",
     "vit_base_patch16_224.safetensors": "ViT-B/16: huggingface.co/timm, vit_base_patch16_224",
     "bert-base-uncased": "a folder with its weights and vocabulary: huggingface.co/google-bert/bert-base-uncased",
+    "pretrain_clipvip_base_32.pt": "about 605 MB in float32: the links of the README of CLIP-ViP, which expire: "
+    "github.com/microsoft/XPretrain; a copy by others, which nobody checked: huggingface.co/tensorpro/clip_vip",
+    "pretrain_clipvip_base_16.pt": "about 600 MB in float32, from the same places as "
+    "pretrain_clipvip_base_32.pt: github.com/microsoft/XPretrain",
 }
 
 
@@ -161,17 +167,73 @@ def found_in(folders: Sequence[Path | None], name: str) -> str:
 # ---------------------------------------------------------------------- what is missing
 
 
-def lacking(links: Sequence[Link]) -> list[str]:
-    """What a cell needs and is not there, a line each: data (what, how big, who offers it), then what it starts from.
+@dataclass
+class Told:
+    """Lines about what is missing, none of which is said twice: those in `known` were said. `base` says whether a base
+    that is not here counts."""
+
+    base: bool
+    lines: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    anything: bool = False
+
+    def add(self, *lines: str) -> None:
+        self.anything = True
+        fresh = [line for line in lines if line not in self.known]
+        self.known.update(fresh)
+        self.lines += fresh
+
+    def stage(self, head: str, other: Told) -> None:
+        """What an earlier stage needs, below a line that names it."""
+        self.lines += [head, *(f"  {line}" for line in other.lines or ["the same as above"])]
+
+    def refusal(self, problem: ClipreelError, name: str, form: str | None) -> None:
+        """An error about a set, which says who offers it the first time only."""
+        offered = on_one_line(name, form)
+        text = str(problem)
+        if offered in self.known:
+            text = text.replace(f". {offered}", "")
+        self.known.add(offered)
+        self.add(text)
+
+    def data_set(self, name: str, form: str | None, place: Path) -> None:
+        where = f"the data set {name}, in the folder {place} (name another with --data)"
+        self.add(where, *whereabouts(name, form).splitlines())
+
+    def file(self, file: str, place: str) -> None:
+        origin = ORIGINS.get(file)
+        self.add(f"{file}, below {place}" + (f" ({origin})" if origin else ""))
+
+    def model(self, name: str) -> None:
+        """A base of the hub that is not on this machine."""
+        if not self.base or name in BUILT_IN or Path(name).exists() or not HUB_ID.fullmatch(name):
+            return
+        try:
+            snapshot(name, download=False)
+        except NotHere:
+            by_hand = "allow its download with --download, or copy its folder here and give --model FOLDER"
+            self.add(f"{name}, the base ({size_of(name)}: huggingface.co/{name}): {by_hand}")
+
+
+def lacking(links: Sequence[Link], base: bool = False) -> list[str]:
+    """What a cell needs and is not there, a line each: data (what, how big, who offers it), then what it starts from,
+    `base` also what it builds on.
 
     Stages that are done need nothing.
     """
     *earlier, cell = links
-    found = lacks(cell)
+    told = Told(base)
+    lacks(cell, told)
     for link, following in reversed([*zip(earlier, links[1:], strict=True)]):
-        if not link.done and (rows := lacks(link)):
-            found += [instead(link, following), *(f"  {row}" for row in rows)]
-    return found
+        if not link.done:
+            inner = Told(base, known=told.known)
+            lacks(link, inner)
+            if inner.anything:
+                told.stage(instead(link, following), inner)
+    return told.lines
+
+
+# ---------------------------------------------------------------------- what is missing
 
 
 def instead(link: Link, following: Link) -> str:
@@ -179,36 +241,42 @@ def instead(link: Link, following: Link) -> str:
     needs = f"{link.entry.name} needs:"
     frozen = following.entry.config
     if isinstance(frozen, TuneConfig) and isinstance(following.config, TuneConfig):
-        place = following.config.data.root
-        return (
-            f"{frozen.start}, the released checkpoint that it starts from: see {following.entry.source}; put it into "
-            f"{place}. To make one instead, {needs}"
-        )
+        released = checkpoint(str(frozen.start), following.entry, following.config.data.root)
+        return f"{released}. To make one instead, {needs}"
     if link.stage == "pretrain":
-        return f"the model it starts from: model=FILE of a released one (github.com/salesforce/ALPRO). Else {needs}"
+        released = "model=FILE of a released one (the README of github.com/salesforce/ALPRO; its size is unknown)"
+        return f"the model it starts from: {released}. Else {needs}"
     return f"before it, {needs}"
 
 
-def lacks(link: Link) -> list[str]:
+def checkpoint(start: str, entry: Entry, place: str | None) -> str:
+    origin = ORIGINS.get(Path(start).name, f"its size is unknown; see {entry.source}")
+    return f"{start}, the released checkpoint that it starts from ({origin}); put it into {place}"
+
+
+def lacks(link: Link, told: Told) -> None:
+    """Everything that a cell or a stage itself needs."""
     config, entry = link.config, link.entry
-    if isinstance(config, PostPretrainConfig):
-        wanted = [p for s in config.sources.values() for p in (s.path, s.captions) if p and s.source == "pairs"]
-        return [absent_file(p, "$CLIPREEL_DATA or --data") for p in wanted if p != SHAPES and not Path(p).exists()]
     if isinstance(config, StageConfig):
-        return stage_lacks(config)
-    found = []
-    place = config.data.root
-    if place is not None and not Path(place).is_dir():
-        found += absent_set(config.data.path, Path(place))
-    elif place is not None:
-        try:
-            read_pairs(config.data, Path())
-        except ClipreelError as e:
-            found.append(str(e))
-    if config.start is not None and not Path(config.start).exists() and not link_made(config.start):
-        where = f"see {entry.source}; put it into {place}"
-        found.append(f"{config.start}, the released checkpoint that it starts from: {where}")
-    return found
+        stage_lacks(config, told)
+    elif isinstance(config, PostPretrainConfig):
+        wanted = [p for s in config.sources.values() for p in (s.path, s.captions) if p and s.source == "pairs"]
+        for path in wanted:
+            if path != SHAPES and not Path(path).exists():
+                told.file(path, "$CLIPREEL_DATA or --data")
+        told.model(config.model)
+    else:
+        place, data = config.data.root, config.data
+        if place is not None and not Path(place).is_dir():
+            told.data_set(data.path, data.form, Path(place))
+        elif place is not None:
+            try:
+                read_pairs(data, Path())
+            except ClipreelError as e:
+                told.refusal(e, data.path, data.form)
+        if config.start is not None and not Path(config.start).exists() and not link_made(config.start):
+            told.add(checkpoint(config.start, entry, place))
+        told.model(config.model)
 
 
 def link_made(start: str) -> bool:
@@ -216,45 +284,29 @@ def link_made(start: str) -> bool:
     return Path(start).name in ("adapter", "model") and Path(start).parent.name.startswith("seed-")
 
 
-def stage_lacks(config: StageConfig) -> list[str]:
-    found: list[str] = []
+def stage_lacks(config: StageConfig, told: Told) -> None:
     texts = [config.train_data, config.validation_data, *([config.test_data] if must_test(config) else [])]
-    folders: set[Path] = set()
     for text in filter(None, texts):
         named = set_and_split(text)
         if named is None:
             if not Path(text).exists():
-                found.append(absent_file(text, "the folder of --data"))
+                told.file(text, "the folder of --data")
             continue
         place = folder_of(named[0], config.root)
         if place.is_dir():
             try:
                 part_in(config, text)
             except ClipreelError as e:
-                found.append(str(e))
-        elif place not in folders:
-            folders.add(place)
-            found += absent_set(named[0], place)
+                told.refusal(e, named[0], config.form)
+        else:
+            told.data_set(named[0], config.form, place)
     for name in FILES:
         file = getattr(config, name)
         unused = name in ("vit", "bert", "tokenizer") and bool(config.model)
         if file and not unused and not may_be(file):
-            found.append(absent_file(file, "the folder of --data"))
-    return found
+            told.file(file, "the folder of --data")
 
 
 def must_test(config: StageConfig) -> bool:
     """Whether a stage is nothing without its test: fine-tuning is, pre-training is measured where the data are here."""
     return config.stage in ("retrieval", "qa")
-
-
-def absent_set(name: str, place: Path) -> list[str]:
-    return [
-        f"the data set {name}, in the folder {place} (name another with --data)",
-        *whereabouts(name).splitlines(),
-    ]
-
-
-def absent_file(file: str, place: str) -> str:
-    origin = ORIGINS.get(file)
-    return f"{file}, below {place}" + (f" ({origin})" if origin else "")

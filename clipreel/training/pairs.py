@@ -16,7 +16,7 @@ from clipreel.data.readers import annotation_file, read_misses, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
-from clipreel.data.sources import Source
+from clipreel.data.sources import Source, notes
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.protocol import split_hash
 from clipreel.training.config import within
@@ -76,13 +76,15 @@ class Misses:
 class Pairs:
     """The three parts of a data set; `opposite_of` names the order-opposite of training videos where it is known,
     `label` what a stamp says of the held-out part, and `mode` how its captions become texts where that was published.
-    """
+    Of a published set `labels` says the first of every part that was read, and `notes` what is missing."""
 
     train: list[Sample]
     validation: list[Sample]
     held_out: list[Sample]
     opposite_of: Mapping[str, str] | None = None
     label: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     misses: Misses = field(default_factory=Misses)
     mode: str | None = None
 
@@ -143,15 +145,20 @@ def misses_of(config: DataConfig, pairs: Pairs) -> Misses:
 
 def published(config: DataConfig) -> Pairs:
     """The splits of a published set; without a validation split a fixed part of the training videos selects."""
-    said = (config.path, config.form, config.root, config.videos, config.captions, config.quarantine)
-    found = Source(*said).opened()
+    given = (config.path, config.form, config.root, config.videos, config.captions, config.quarantine)
+    found = Source(*given).opened()
     selects = config.validation or (DEVELOPMENT if DEVELOPMENT in found.splits else "validation")
-    parts = [found.part(split) for split in (config.train or "train", selects, config.held_out or "test")]
-    train, validation, held_out = (p.samples for p in parts)
+    splits = (config.train or "train", selects, config.held_out or "test")
+    parts = {split: found.part(split) for split in splits}
+    train, validation, held_out = (parts[split].samples for split in splits)
     if selects == DEVELOPMENT:
         train = [s for s in train if not developing(s.id)]
     check_apart({"train": train, "validation": validation, "test": held_out})
-    return Pairs(train, validation, held_out, label=parts[2].label, mode=parts[2].mode)
+    labels = {split: part.label for split, part in parts.items()}
+    held = splits[2]
+    return Pairs(
+        train, validation, held_out, label=labels[held], labels=labels, notes=notes(parts), mode=parts[held].mode
+    )
 
 
 def named(config: DataConfig, splits: Sequence[str]) -> Pairs:

@@ -7,19 +7,22 @@ the difference, the intervals over resampled videos, and the stamp of how it was
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipreel.adapter import write
+from clipreel.adapter import load, write
+from clipreel.block import TowerConfig
+from clipreel.clip import ClipConfig
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.bootstrap import Interval
 from clipreel.evaluation.features import ABOUT, load_features
 from clipreel.evaluation.metrics import Result
 from clipreel.evaluation.protocol import Stamp
-from clipreel.retriever import Retriever
+from clipreel.retriever import BUILT_IN, Retriever
+from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.catalogue import Config
 from clipreel.training.cells import Figures
 from clipreel.training.chains import RESULT, Link
@@ -33,6 +36,20 @@ from clipreel.training.tuning import Tuned, tune
 SCHEMA = 1  # of result.json
 NOT_WHOLE = ("partial", "another list", "other captions")  # how a split is named that is not the published one
 ROW = "row.md"
+TEXT = TowerConfig(layers=12, width=512, heads=8, mlp=2048)
+ARCHITECTURES = {  # core.md 1.1
+    f"openai/clip-vit-base-patch{patch}": ClipConfig(
+        image_size=224,
+        patch=patch,
+        vision=TowerConfig(layers=12, width=768, heads=12, mlp=3072),
+        text=TEXT,
+        context=77,
+        vocab=49408,
+        embed=512,
+        activation="quick_gelu",
+    )
+    for patch in (32, 16)
+}
 HEAD = ["cell", "printed", "ours", "difference", "seeds", "within", "frames, tokens, selection, data"]
 
 
@@ -40,7 +57,8 @@ HEAD = ["cell", "printed", "ours", "difference", "seeds", "within", "frames, tok
 class Reproduced:
     """`ours` holds way -> measure -> spread over seeds, `stamps` how each way was made; `within` says whether the first
     printed figure is met to within the tolerance, and is None where that cannot be said: nothing was printed or
-    measured, the config was changed, data are partial."""
+    measured, the config was changed, data are partial. `parts` is how the data are named that it was trained and
+    selected on, those of the stages before it among them."""
 
     cell: str
     source: str
@@ -58,6 +76,13 @@ class Reproduced:
     costs: list[dict[str, Any]]
     stamps: dict[str, Stamp]
     protocols: dict[str, str]
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def not_whole(self) -> str | None:
+        """A part of the data that is not the published one, as it is named."""
+        every = [*(stamp.split for stamp in self.stamps.values()), *self.parts.values()]
+        return next((label for label in every if label.startswith(NOT_WHOLE)), None)
 
     @property
     def stamp(self) -> Stamp:
@@ -86,21 +111,44 @@ def stated(config: Config, out: Path) -> Config:
     return read_config(path) if isinstance(config, TuneConfig) else config
 
 
+def on_base(link: Link, source: str, base: Retriever) -> Link:
+    """The cell on a base that was given in the place of its own; another architecture is a change of what was
+    printed."""
+    config = link.config
+    if isinstance(config, StageConfig) or same_architecture(config.model, base):
+        return link
+    changes = tuple(c for c in link.changes if not c.startswith("model="))
+    return replace(link, config=replace(config, model=source), changes=(*changes, f"model={source}"))
+
+
+def same_architecture(name: str, base: Retriever) -> bool:
+    """Whether a base is built as the one that a config names; that its weights are the same cannot be seen."""
+    expected = load(name).network.config if name in BUILT_IN else ARCHITECTURES.get(name)
+    found = base.network.config
+    if not isinstance(expected, ClipConfig) or not isinstance(found, ClipConfig):
+        return False
+    return replace(found, eos_id=None) == replace(expected, eos_id=None)
+
+
 def reproduce(
     link: Link,
     seeds: Sequence[int],
     base: Retriever | None,
     *,
     data: Path | None = None,
+    cache: Path | None = None,
     device: str = "auto",
     download: bool = False,
+    earlier: Mapping[str, str] | None = None,
     made: Callable[[Tuned, Path], object] = lambda tuned, folder: None,
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Reproduced:
     """Train what is not done, read all, and write result.json and row.md into the folder of the cell.
 
-    `made` sees each fresh run of `tune`. Raises ClipreelError for what does not fit.
+    `cache` holds decoded frames, which cells may share (default: the folder of the cell; of ALPRO that of each run).
+    `earlier` are the parts of the data of the stages before it; `made` sees each fresh run of `tune`. Raises
+    ClipreelError for what does not fit.
     """
     out = link.folder
     config = stated(link.config, out)
@@ -113,12 +161,13 @@ def reproduce(
         else:
             say(f"{folder}: {link.entry.name}, seed {seed}")
             if isinstance(wanted, TuneConfig):
-                made(tune(wanted, folder, scratch=out, base=base, device=device, progress=progress, say=say), folder)
+                place = cache or out
+                made(tune(wanted, folder, scratch=place, base=base, device=device, progress=progress, say=say), folder)
             else:
-                how: dict[str, Any] = {"data": data, "device": device, "download": download}
+                how: dict[str, Any] = {"data": data, "cache": cache, "device": device, "download": download}
                 run_judged(wanted, folder, base=base, progress=progress, say=say, **how)
         runs.append(judged_tune(folder) if isinstance(wanted, TuneConfig) else read_judged(folder, wanted))
-    found = collected(link, config, list(seeds), runs)
+    found = collected(link, config, list(seeds), runs, earlier or {})
 
     def put() -> None:
         write(out / RESULT, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
@@ -133,11 +182,13 @@ def is_there(folder: Path, config: Config) -> bool:
     return is_done(folder, config) if isinstance(config, TuneConfig) else finished(folder, config) is not None
 
 
-def check_same_changes(link: Link) -> None:
-    """Raises ClipreelError where a stage that is done was made with other changes than those that are given."""
+def parts_of_done(link: Link) -> dict[str, str]:
+    """How the data are named that a stage was made of. Raises ClipreelError where it was made with other changes than
+    those that are given."""
     path = link.folder / RESULT
     try:
-        made = json.loads(path.read_text("utf-8"))["changes"]
+        found = json.loads(path.read_text("utf-8"))
+        made = found["changes"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ClipreelError(f"{path} is no result of clipreel reproduce ({e}); remove it and run again") from e
     if set(made) != set(link.changes):
@@ -147,6 +198,7 @@ def check_same_changes(link: Link) -> None:
             f"{link.folder} was made with {was}, and {wanted} is asked for; give the same, or another --out, "
             "beside which it is made anew"
         )
+    return found.get("parts", {})
 
 
 def read_judged(folder: Path, config: Config) -> Judged:
@@ -162,7 +214,9 @@ def read_judged(folder: Path, config: Config) -> Judged:
 def judged_tune(folder: Path) -> Judged:
     """What a finished run of `tune` reached; after dual softmax where its vectors were kept."""
     report = read_report(folder)
-    found = Judged(costs=report["costs"])
+    found = Judged(costs=report["costs"], parts=report.get("parts", {}))
+    if unread := report.get("unread", 0):
+        found.parts["unread"] = f"partial: {unread} videos to train on could not be read"
     found.both(Result.from_dict(report["compared"]["after"]))
     if (folder / "features" / ABOUT).is_file():
         found.features = load_features(folder / "features")
@@ -170,7 +224,9 @@ def judged_tune(folder: Path) -> Judged:
     return found
 
 
-def collected(link: Link, config: Config, seeds: list[int], runs: Sequence[Judged]) -> Reproduced:
+def collected(
+    link: Link, config: Config, seeds: list[int], runs: Sequence[Judged], earlier: Mapping[str, str]
+) -> Reproduced:
     """What the runs of all seeds say together. Raises ClipreelError where they were not made in the same way."""
     entry, first = link.entry, runs[0]
     for other in runs[1:]:
@@ -188,10 +244,10 @@ def collected(link: Link, config: Config, seeds: list[int], runs: Sequence[Judge
     }
     stamps = {way: first.stamps[way].having(seeds=tuple(seeds)) for way in ours}
     gap = gap_of(entry.headline, difference)
-    whole = not any(stamp.split.startswith(NOT_WHOLE) for stamp in stamps.values())
+    parts = {**earlier, **{f"{link.stage} {name}": label for run in runs for name, label in run.parts.items()}}
     features = [run.features for run in runs if run.features is not None]
     said = f"; seeds {', '.join(map(str, seeds))}"
-    return Reproduced(
+    found = Reproduced(
         entry.name,
         entry.source,
         as_dict(config),
@@ -202,13 +258,17 @@ def collected(link: Link, config: Config, seeds: list[int], runs: Sequence[Judge
         entry.tolerance,
         ours,
         difference,
-        abs(gap) <= entry.tolerance if gap is not None and whole and not link.changes else None,
+        None,
         pooled([f.result() for f in features]) if len(features) == len(runs) else {},
         [run.costs["step"] for run in runs],
         [run.costs for run in runs],
         stamps,
         {way: first.protocols[way] + said for way in ours},
+        parts,
     )
+    if gap is None or found.not_whole is not None or link.changes:
+        return found
+    return replace(found, within=abs(gap) <= entry.tolerance)
 
 
 def gap_of(headline: tuple[str, float] | None, difference: Figures) -> float | None:
@@ -254,7 +314,7 @@ def verdict(found: Reproduced) -> str:
     if gap is None:
         return f"{label(way, measure)} was not measured, so nothing follows for the printed {row[measure]:.1f}"
     if found.within is None:
-        return f"the data are not the whole set ({found.stamp.split}), so nothing follows for the printed figure"
+        return f"the data are not the whole set ({found.not_whole}), so nothing follows for the printed figure"
     said = f"{label(way, measure)} differs by {gap:+.1f} points from the printed {row[measure]:.1f}"
     return f"{'reproduced' if found.within else 'not reproduced'}: {said} (tolerance {found.tolerance:g})"
 

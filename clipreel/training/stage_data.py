@@ -6,6 +6,7 @@ A published set lies in `root`/SET, else in `root` itself, else in $CLIPREEL_DAT
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from clipreel.data.questions import Question, read_questions
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
-from clipreel.data.sets import DEVELOPMENT, HOME, Part, VideoSet, developing, is_set, open_set
+from clipreel.data.sets import DEVELOPMENT, HOME, Part, VideoSet, check_apart, developing, is_set, open_set
 from clipreel.evaluation.protocol import UNSTATED
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ def mode_in(config: StageConfig, text: str) -> str:
     return UNSTATED if part is None else part.mode
 
 
+def labels_in(config: StageConfig) -> dict[str, str]:
+    """The same of the published splits that it is trained and selected on."""
+    texts = dict.fromkeys(filter(None, (config.train_data, config.validation_data)))
+    found = {text: part_in(config, text) for text in texts}
+    return {text: part.label for text, part in found.items() if part is not None}
+
+
 def captions_in(config: StageConfig, text: str) -> list[Sample]:
     """The captioned videos; [] for an empty text."""
     part = part_in(config, text) if text else None
@@ -85,6 +93,21 @@ def questions_in(config: StageConfig, text: str) -> list[Question]:
     paths = {s.id: s.video for s in of.part(split).samples}
     (file,) = of.files(split)
     return [replace(q, video=paths[q.video_id]) for q in read_questions(file) if q.video_id in paths]
+
+
+def refuse_overlap(config: StageConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> None:
+    """ClipreelError where what is trained on is also selected by, or tested on where that is a file."""
+    parts = {"train_data": train, "validation_data": validation}
+    test = config.test_data
+    if test and set_and_split(test) is None and Path(test).exists():  # a published set compares its lists itself
+        asked = config.stage == "qa"
+        parts["test_data"] = films(questions_in(config, test)) if asked else captions_in(config, test)
+    check_apart(parts)
+
+
+def films(questions: Iterable[Question]) -> list[Sample]:
+    """The video of each question, under its name."""
+    return [Sample(q.video_id, q.video, (q.question,)) for q in questions]
 
 
 def drawn_from(config: StageConfig, text: str) -> bool:

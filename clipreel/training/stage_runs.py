@@ -47,7 +47,7 @@ from clipreel.training.engine import Outcome
 from clipreel.training.measuring import Say
 from clipreel.training.pairs import SHAPES
 from clipreel.training.post_pretraining import PostPretrainConfig, post_pretrain
-from clipreel.training.stage_data import captions_in, folder_of, label_in, mode_in, published, questions_in
+from clipreel.training.stage_data import captions_in, folder_of, label_in, labels_in, mode_in, published, questions_in
 
 MEASURED = "measured.json"
 MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -55,12 +55,14 @@ MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 @dataclass
 class Judged:
-    """What a run reached: way -> measure -> value, the stamp of each way, its protocol in words, what it cost."""
+    """What a run reached: way -> measure -> value, the stamp of each way, its protocol in words, what it cost, and how
+    the parts of its data that it was trained and selected on are named."""
 
     ours: Figures = field(default_factory=dict)
     stamps: dict[str, Stamp] = field(default_factory=dict)
     protocols: dict[str, str] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     features: Features | None = None
 
     def add(self, way: str, result: Result, side: str = "t2v", name: str = "{}") -> None:
@@ -75,12 +77,12 @@ class Judged:
     def to_dict(self, config: Any) -> dict[str, Any]:
         stamps = {way: stamp.to_dict() for way, stamp in self.stamps.items()}
         facts = {"ours": self.ours, "stamps": stamps, "protocols": self.protocols, "costs": self.costs}
-        return {"schema": 1, "config": as_dict(config), **facts}
+        return {"schema": 1, "config": as_dict(config), **facts, "parts": self.parts}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Judged:
         stamps = {way: Stamp.from_dict(s) for way, s in data["stamps"].items()}
-        return cls(data["ours"], stamps, data["protocols"], data["costs"])
+        return cls(data["ours"], stamps, data["protocols"], data["costs"], data.get("parts", {}))
 
 
 def finished(folder: Path, config: Any) -> Judged | None:
@@ -100,6 +102,7 @@ def run_judged(
     *,
     base: Retriever | None = None,
     data: Path | None = None,
+    cache: Path | None = None,
     device: str = "auto",
     download: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
@@ -112,14 +115,18 @@ def run_judged(
         def judge() -> None:
             judged = judged_stage(config, made, folder, say)
             judged.costs = spent(made.outcome, made.skipped)
+            judged.parts = labels_in(config)
+            if made.skipped:
+                judged.parts["unread"] = f"partial: {len(made.skipped)} videos could not be read"
             put(folder, judged, config)
 
         on_first(judge)
         return
-    vip = post_pretrain(config, folder, scratch=folder.parent, base=base, progress=progress, say=say)
+    place = cache or folder.parent
+    vip = post_pretrain(config, folder, scratch=place, base=base, progress=progress, say=say)
 
     def judge_vectors() -> None:
-        judged = judged_vectors(config, vip.model, folder, data)
+        judged = judged_vectors(config, vip.model, folder, data, place)
         judged.costs = spent(vip.outcome, vip.skipped)
         put(folder, judged, config)
 
@@ -203,12 +210,14 @@ def judged_answers(config: StageConfig, model: AlproRetriever, folder: Path, lab
 # ---------------------------------------------------------------------- CLIP-ViP
 
 
-def judged_vectors(config: PostPretrainConfig, model: Retriever, folder: Path, data: Path | None) -> Judged:
+def judged_vectors(
+    config: PostPretrainConfig, model: Retriever, folder: Path, data: Path | None, place: Path
+) -> Judged:
     """Retrieval without fine-tuning: on the test of the shapes world where that was trained on, else on 1k-A if it is
     here."""
     judged = Judged()
     if any(source.path == SHAPES for source in config.sources.values()):
-        samples, label = shapes_samples(folder.parent / "shapes" / "test"), "shapes test"
+        samples, label = shapes_samples(place / "shapes" / "test"), "shapes test"
     else:
         place = folder_of("msrvtt1ka", data, own=False)
         if not place.is_dir():

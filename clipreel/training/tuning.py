@@ -106,6 +106,8 @@ def tune(
     others = read_samples(config.data.general) if config.data.general else []
     if pairs.misses.trained:
         missed_in(config.loss)
+    for note in pairs.notes:
+        say(f"note: {note}")
     torch.manual_seed(config.train.seed)
     tuner, head = parts(base, config)
     if config.start is not None:
@@ -186,6 +188,8 @@ def tune(
             **({"general": general.to_dict()} if general else {}),
             "validation": outcome.selected.metrics,
             **({"misses": misses} if misses else {}),
+            "parts": dict(pairs.labels),
+            "unread": sum(s.id not in frames for s in pairs.train),
         }
         write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
         write(folder / "config.yaml", to_yaml(config).encode())

@@ -62,11 +62,15 @@ def read_quarantine(place: str | Path | Literal[False]) -> dict[str, str]:
     return found
 
 
-def write_quarantine(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
-    """The whole list anew: videos and why. An empty one says that all was looked at."""
+def write_quarantine(
+    file: Path, rows: Iterable[tuple[Path, str]], looked_at: Iterable[str | Path] | None = None
+) -> int:
+    """The list: videos and why. An empty one says that all was looked at. With `looked_at`, files that were not stay in
+    it while they do not change; how many these are is returned."""
     folder = os.path.abspath(file.parent)
+    before = {} if looked_at is None else others(file, looked_at)
     lines = []
-    for path, reason in rows:
+    for path, reason in [*rows, *((Path(p), reason) for p, reason in before.items())]:
         whole = os.path.abspath(path)
         name = os.path.relpath(whole, folder) if whole.startswith(folder + os.sep) else whole
         size, mtime_ns = state(whole)
@@ -80,3 +84,14 @@ def write_quarantine(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
         raise ClipreelError(
             f"the quarantine list {file} cannot be written ({e.strerror}): name another with --quarantine"
         ) from e
+    return len(before)
+
+
+def others(file: Path, looked_at: Iterable[str | Path]) -> dict[str, str]:
+    """What the list says of other files; nothing where it cannot be read, because it is written again."""
+    try:
+        found = read_quarantine(file)
+    except ClipreelError:
+        return {}
+    known = {os.path.abspath(path) for path in looked_at}
+    return {path: reason for path, reason in found.items() if path not in known}

@@ -4,18 +4,24 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from clipreel import load
 from clipreel.cli import main
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.features import load_features
+from clipreel.evaluation.protocol import Stamp
 from clipreel.training.catalogue import Entry, catalogue, chosen, committed, configs_folder, entries
 from clipreel.training.cells import TOLERANCE
-from clipreel.training.reproducing import markdown_row
+from clipreel.training.chains import Link
+from clipreel.training.reproducing import ARCHITECTURES, Reproduced, collected, markdown_row, on_base, verdict
+from clipreel.training.stage_runs import Judged
 from tests.data import published
 
 SHORT = ("train.steps=2", "frames=2", "batch=8")
@@ -36,6 +42,7 @@ def test_every_frozen_config_has_a_name(known: dict[str, Entry]) -> None:
     assert known["alpro/retrieval/msrvtt-b16"].headline == ("t2v R@1", 33.9)
     assert known["alpro/qa/msvd-b16"].headline is not None
     assert known["alpro/prompter/webvid2m-b16"].headline is None
+    assert [e.name for e in known.values() if not e.source] == []
 
 
 @pytest.mark.parametrize(
@@ -130,19 +137,61 @@ def test_a_cell_on_a_part_of_its_data_set(tmp_path: Path, capsys: pytest.Capture
         "frames=2",
     ]
     command += ["--data", str(tmp_path / "msvd"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
+    cache = ["--cache", str(tmp_path / "cache")]
+    assert main([*command, *cache]) == 0
+    said = capsys.readouterr()
+    assert "decoding 20 videos into " in said.err
+    again = [str(tmp_path / "again") if word == str(tmp_path / "out") else word for word in command]
+    assert main([*again, *cache]) == 0
+    assert "decoding" not in capsys.readouterr().err  # another cell takes the same frames
+    assert not list((tmp_path / "out").glob("frames*"))
+    printed = said.out
     assert re.search(r"^t2v R@1 +48\.3 ", printed, re.M)
     assert "nothing follows for the printed figure" in printed
     data = json.loads((tmp_path / "out" / "result.json").read_text())
     assert data["stamp"]["split"].startswith("partial: 6 of 670 (MSVD test")
     assert data["printed"]["t2v"]["R@1"] == 48.3
-    assert data["changes"] == ["train.steps=2", "batch=4", "frames=2"]  # where data and base lie changes nothing
+    # where the data lie changes nothing; a base that is built otherwise than B/16 does
+    assert data["changes"] == ["train.steps=2", "batch=4", "frames=2", "model=shapes-tiny"]
+    assert data["config"]["model"] == "shapes-tiny"
+    assert data["parts"]["adapt_par train"] == "partial: 8 of 1200 (MSVD train)"
     assert data["difference"]["t2v"]["R@1"] == pytest.approx(data["ours"]["t2v"]["R@1"]["mean"] - 48.3)
     assert data["within"] is None
     (tmp_path / "msvd" / "captions_msvd.json").unlink()
     assert main(command) == 2
     assert "there is no captions_msvd.json below" in capsys.readouterr().err
+
+
+def test_a_verdict_needs_all_parts_and_the_base_that_was_printed(known: dict[str, Entry], tmp_path: Path) -> None:
+    entry = known["vop/vop_fc/msrvtt9k-b32"]
+    link = Link(entry, entry.config, tmp_path)
+    ours = {"t2v": {"R@1": 44.5}}
+    whole = {"train": "MSR-VTT 9k train", "development": "MSR-VTT 9k development"}
+    stamps = {"t2v": Stamp(split="MSR-VTT 1k-A test")}
+
+    def found(parts: dict[str, str], earlier: dict[str, str] | None = None) -> Reproduced:
+        run = Judged(ours, stamps, {"t2v": "as printed"}, {"step": 1}, parts)
+        return collected(link, entry.config, [0], [run], earlier or {})
+
+    assert found(whole).within is True
+    made = found({**whole, "train": "partial: 8000 of 9000 (MSR-VTT 9k train)"})
+    assert made.within is None
+    assert "the data are not the whole set (partial: 8000 of 9000 (MSR-VTT 9k train))" in verdict(made)
+    made = found(whole, {"pretrain webvid/train": "partial: 1 of 9 (WebVid-2M train)"})
+    assert made.within is None
+    assert "(partial: 1 of 9 (WebVid-2M train))" in verdict(made)
+    tiny = load("shapes-tiny", device="cpu")
+    changed = on_base(link, "elsewhere/tiny", tiny)
+    assert changed.changes == ("model=elsewhere/tiny",)
+    assert changed.config.model == "elsewhere/tiny"
+    own = known["shapes/vop_fc/shapes-tiny"]
+    assert on_base(Link(own, own.config, tmp_path), "copied", tiny).changes == ()
+    sizes = [ARCHITECTURES[f"openai/clip-vit-base-patch{n}"] for n in (32, 16)]
+    b32, b16 = (tiny.adapted(tiny.tuner, adapter="none") for _ in sizes)
+    for model, size in ((b32, sizes[0]), (b16, sizes[1])):
+        model.clip = SimpleNamespace(config=replace(size, eos_id=2))
+    assert on_base(link, "copied", b32).changes == ()
+    assert on_base(link, "copied", b16).changes == ("model=copied",)
 
 
 def test_the_committed_table_is_the_target_of_the_study(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from clipreel.data.sample import Sample
 from clipreel.data.sets import developing
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
+from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.catalogue import catalogue
 from clipreel.training.chains import chain, lacking
+from clipreel.training.stage_data import refuse_overlap
 from tests.data import published
 
 VISION = {"image_size": 32, "patch": 16, "width": 24, "layers": 1, "heads": 2, "mlp": 32}
@@ -55,9 +57,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published.clip4clip_msrvtt(home / "msrvtt9k", splits)
     published.clip4clip_msrvtt(home / "msrvtt1ka", splits)
     for split, name in published.FILE.items():
+        asked = films[2:6] if split == "train" else splits[split]
         rows = [
             {"question": q, "answer": a, "answer_type": q.split()[0], "video_id": s.id}
-            for s in splits[split]
+            for s in asked
             for q, a in (("what is it?", "shape"), ("how many?", "one"))
         ]
         published.lines(home / "msrvtt-qa" / "txt" / f"{name}.jsonl", [json.dumps(row) for row in rows])
@@ -106,6 +109,8 @@ def test_alpro_from_the_prompter_to_retrieval_and_answers(
     assert (found["within"], found["seeds"], found["steps"]) == (None, [42], [1])
     assert found["difference"]["t2v"]["R@1"] == pytest.approx(found["ours"]["t2v"]["R@1"]["mean"] - 33.9)
     assert set(found["changes"]) == {*own, *before}
+    assert found["parts"]["retrieval msrvtt7k/train"] == "partial: 6 of 7010 (MSR-VTT 7k train)"
+    assert found["parts"]["pretrain webvid/train"] == "WebVid-2M train (unchecked)"  # of the stages before it, too
     pretrained = result(tmp_path / "alpro-pretrain-webvid2m-b16")
     assert set(pretrained["ours"]["pretrain"]) >= {"zero-shot MSR-VTT R@1"}
     assert "prompter.train.steps=1" in pretrained["changes"]
@@ -187,10 +192,49 @@ def test_what_a_stage_lacks_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert part in said, part
     assert said.index("MSR-VTT") < said.index("WebVid-2M")  # its own data first
+    for once in ("WebVid-2M: ", "MSR-VTT 7k: ", "bert-base-uncased, below", "cc3m.jsonl, below"):
+        assert said.count(once) == 1, once
+    assert "in the form alpro: train.jsonl, test.jsonl" in said
+    assert "ArrowLuo" not in said
     assert main(["reproduce", "clip_vip/msrvtt9k-b32", "--data", str(tmp_path / "none")]) == 2
     said = capsys.readouterr().err
     assert "pretrain_clipvip_base_32.pt" in said
     assert "hdvila/annotations.jsonl" in said
+    assert main(["reproduce", "clip_vip/msrvtt9k-b16", "--data", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "pretrain_clipvip_base_16.pt, the released checkpoint that it starts from (about 600 MB" in said
+    assert "github.com/microsoft/XPretrain" in said
+    assert said.count("openai/clip-vit-base-patch16, the base (about 598 MB: huggingface.co/") == 1
+
+
+def test_a_set_that_is_half_there_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "msrvtt7k").mkdir()
+    assert main(["reproduce", "alpro/retrieval/msrvtt-b16", "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "there is no train.jsonl below" in said
+    assert "there is no test.jsonl below" in said
+    assert said.count("MSR-VTT 7k: ") == 1
+
+
+def test_a_base_that_is_given_or_may_be_fetched_is_not_missing(tmp_path: Path) -> None:
+    known = catalogue()
+    links = chain(known["vop/vop_fc/msrvtt9k-b32"], known, tmp_path, [], tmp_path / "out")
+    row = "openai/clip-vit-base-patch32, the base (about 605 MB: huggingface.co/openai/clip-vit-base-patch32)"
+    assert any(line.startswith(row) for line in lacking(links, base=True))
+    assert not any("the base" in line for line in lacking(links))
+
+
+def test_rows_of_a_stage_that_are_tested_are_not_trained_on(tmp_path: Path) -> None:
+    films = [Sample(f"v{n}", tmp_path / f"v{n}.mp4", ("x",)) for n in range(3)]
+    config = StageConfig(stage="retrieval")
+    refuse_overlap(config, films[:2], films[2:])
+    with pytest.raises(ClipreelError, match=r"the splits train_data and validation_data share 1 videos \(v1\)"):
+        refuse_overlap(config, films[:2], films[1:])
+    rows = [{"question": "what?", "answer": "a", "video_id": s.id} for s in films]
+    published.lines(tmp_path / "test.jsonl", [json.dumps(r) for r in rows])
+    config = StageConfig(stage="qa", test_data=str(tmp_path / "test.jsonl"))
+    with pytest.raises(ClipreelError, match="the splits train_data and test_data share 2 videos"):
+        refuse_overlap(config, films[:2], [])
 
 
 def test_where_the_data_lie_is_no_change(tmp_path: Path) -> None:

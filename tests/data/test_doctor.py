@@ -24,6 +24,7 @@ from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import Part
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.sources import notes
 from clipreel.errors import ClipreelError
 from clipreel.video.quarantine import read_quarantine, write_quarantine
 from tests.video.make import write, write_audio
@@ -121,6 +122,11 @@ def test_what_shows_the_same_needs_the_same_length_and_something_to_see() -> Non
     assert not list(same([seen("a", 50, 10.0, True), seen("b", 50, 10.0, True)]))
     twins = [replace(pair[0], mark="m"), replace(pair[1], mark="m")]
     assert [f.kind for f in same(twins)] == ["same file"]
+    assert [f.kind for f in same(twins, {"a": "train", "b": "train"})] == ["same file"]
+    for found, kind in ((twins, "same file"), (pair, "same pictures")):
+        split = list(same(found, {"a": "train", "b": "test"}))
+        assert [f.kind for f in split] == [kind, "in two splits"]
+        assert split[1].says == f"{kind} in test as a in train"
 
 
 def test_captions_are_looked_at() -> None:
@@ -136,6 +142,10 @@ def test_captions_are_looked_at() -> None:
     ]
     long = caption_problems(parts, 5, lambda caption: 2 + len(caption.split()))[-1]
     assert long == Finding("caption too long", "c", "test: 6 tokens, 5 are read")
+    twice = {"train": Part("x", [Sample("a", Path("a"), ("A man", "a man", "A man"))], "all", 1)}
+    assert caption_problems(twice, 6) == [Finding("caption doubled", "A man", "train: a")]
+    assert notes(twice) == ["x: 1 captions stand again with the same video, the first with a"]
+    assert notes(parts) == ["x: 1 blank captions are left out, the first is of c"]
 
 
 def test_the_forecast_is_what_the_measurements_multiply_to() -> None:
@@ -158,6 +168,7 @@ def test_the_command_writes_a_list_that_the_others_heed(
     assert "missing: 1, the first: gone.mp4" in said.out
     assert "A frame cache takes 768.0 KiB and at most " in said.out
     assert "rounds of 12 pairs on this machine: about" in said.out
+    assert "give --model" not in said.out
     assert said.err.splitlines()[-6] == "skipped 5:"
     page = (out / "doctor.html").read_text()
     assert "variable rate: 1" in page
@@ -179,6 +190,47 @@ def test_the_command_writes_a_list_that_the_others_heed(
     assert "note: partial: 8 of 12 (ward): 4 videos are quarantined, the first is sound (broken: not-video" in said.err
     assert main(["index", str(ward), "--model", "shapes-tiny", "--index", str(tmp_path / "i")]) == 1
     assert f"  {ward / 'text.mp4'}: quarantined (broken: not-video" in capsys.readouterr().err
+
+
+def test_a_look_at_one_split_leaves_the_others_in_quarantine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("good", "bad", "worse")
+    write(tmp_path / "good.mp4")
+    for name in names[1:]:
+        (tmp_path / f"{name}.mp4").write_text("no film")
+    rows = [
+        {"video": f"{n}.mp4", "caption": n, "split": s} for n, s in zip(names, ("train", "train", "test"), strict=True)
+    ]
+    (tmp_path / "annotations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = ["doctor", str(tmp_path), "--out", str(tmp_path / "out"), "--split"]
+
+    def listed() -> list[str]:
+        return sorted(Path(p).stem for p in read_quarantine(tmp_path))
+
+    assert main([*run, "test"]) == 1
+    assert listed() == ["worse"]
+    assert main([*run, "train"]) == 1
+    said = capsys.readouterr().out
+    assert listed() == ["bad", "worse"]
+    assert "1 files and 1 from before, which this did not look at in " in said
+    assert "give --model for the hours of training and for tokens instead of words" in said
+    write(tmp_path / "worse.mp4")
+    assert main([*run, "train"]) == 1
+    assert listed() == ["bad"]  # it was repaired
+    (tmp_path / "quarantine.jsonl").write_text("{}\n")  # which is then written again
+    assert main([*run, "train"]) == 1
+    assert listed() == ["bad"]
+
+
+def test_missing_videos_of_a_set_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "video7020.mp4")
+    rows = "key,vid_key,video_id,sentence\nret0,msr7020,video7020,a film\nret1,msr7021,video7021,none\n"
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(rows)
+    assert main(["doctor", "msrvtt1ka", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "0 files in " in said
+    assert "1 videos without a file have no name to list; every command leaves them out and says so" in said
 
 
 def test_a_repaired_file_leaves_the_quarantine(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ A = '{"video": "a.mp4", "caption": "x"}\n'
         ("a.jsonl", '{"video": "a.mp4", "caption": "x", "id": [1]}', "the id [1] is neither"),
         ("a.jsonl", '{"video": "a.mp4", "caption": "x", "split": ""}', "the split '' is not a name"),
         ("a.csv", "film,caption\na.mp4,x\n", "line 1: there is no column 'video'; found: film, caption"),
+        ("a.csv", "video|caption\na.mp4|x\n", "found: video|caption; it is separated by '|': write it with commas"),
         ("a.csv", "video,text\na.mp4,x\n", "there is no column 'caption' or 'captions'; found: video, text"),
         ("a.csv", "video,caption,caption\na.mp4,x,y\n", "the column 'caption' is there twice"),
         ("a.csv", 'video,caption\na.mp4,"two\nlines"\na.mp4,one,two\n', "line 4 has 3 cells and the header 2"),

@@ -12,13 +12,18 @@ import pytest
 import torch
 
 from clipreel import load
+from clipreel.cli import main
 from clipreel.data.pickled import read_plain
+from clipreel.data.questions import accuracies
 from clipreel.data.sample import Sample
-from clipreel.data.sets import check_apart, developing, facts, open_set, spoken
+from clipreel.data.sets import check_apart, developing, facts, named, open_set, spoken
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.shapes_questions import shapes_questions
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.runs import encode_videos, evaluate_vectors
+from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.pairs import DataConfig, read_pairs
+from clipreel.training.stage_data import questions_in
 from clipreel.video.quarantine import write_quarantine
 from tests.data import published as p
 
@@ -139,11 +144,56 @@ def test_every_form_gives_back_samples_and_metrics(
 
 
 def test_every_form_that_is_stated_was_tried() -> None:
-    stated = {(n, form) for n, f in facts().items() for form in f["forms"] if not n.endswith("-qa")}
-    tried = {(n, form) for n, form, _ in CASES}
+    stated = {(n, form) for n, f in facts().items() for form in f["forms"]}
+    tried = {(n, form) for n, form, _ in CASES} | {(n, "alpro") for n in ("msrvtt-qa", "msvd-qa")}
     same = {("msrvtt7k", f) for f in ("x-pool", "mv-adapter", "clip-vip", "alpro")}  # files as those of 9k
     same |= {("msrvtt1ka", f) for f in ("x-pool", "frozen", "clip-vip", "mv-adapter", "alpro")}
     assert stated - tried == same | {("msrvtt-full", "x-pool"), ("webvid10m", "frozen")}
+
+
+@pytest.mark.parametrize("name", ["msrvtt-qa", "msvd-qa"])
+def test_questions_come_back_with_their_accuracies(name: str, films: Path, tmp_path: Path) -> None:
+    splits = {}
+    for split, name_in_world in zip(THREE, ("train", "val", "test"), strict=True):
+        ids = [item.id for item in ShapesWorld().videos(name_in_world)[:6]]
+        asked = [q for q in shapes_questions(ShapesWorld(), name_in_world, films) if q.video_id in ids]
+        assert len({q.kind for q in asked}) > 3
+        keys = {"question": "question", "answer": "answer", "video_id": "video_id", "answer_type": "kind"}
+        rows = [{key: getattr(q, own) for key, own in keys.items()} for q in asked]
+        p.lines(tmp_path / "txt" / JSONL[split], [json.dumps(r) for r in rows])
+        splits[split] = [replace(q, id=f"q{n}") for n, q in enumerate(asked)]
+    for split, direct in splits.items():
+        assert [q for s in open_set(name, tmp_path, videos=films).part(split).samples for q in s.captions] == [
+            q.question for q in direct
+        ]
+        read = questions_in(
+            StageConfig(train_data=f"{name}/{split}", root=str(tmp_path), videos=str(films)), f"{name}/{split}"
+        )
+        assert read == direct
+        given = {q.id: q.answer if n % 3 else "something else" for n, q in enumerate(direct)}
+        found = accuracies(read, given)
+        assert found == accuracies(direct, given)
+        assert 0 < found["accuracy"] < 100
+        assert len(found) > 4  # one of each kind of question
+
+
+def test_the_end_of_a_part_of_a_video_is_where_its_frames_end(
+    films: Path, encoded: dict[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes films are shorter than DiDeMo's 31 seconds, so they are cut earlier here."""
+    monkeypatch.setitem(facts()["didemo"]["forms"]["clip4clip"]["test"], "end_s", 0.5)
+    written, expected = prepared("didemo", films)
+    p.didemo(tmp_path, written)
+    read = open_set("didemo", tmp_path, form="clip4clip", videos=films).part("test").samples
+    direct = [replace(s, end_s=0.5) for s in expected["test"]]
+    assert read == direct
+    model = load("shapes-tiny", device="cpu")
+    cut, whole = (encode_videos(model, s, frames=8)[0] for s in (read, expected["test"]))
+    torch.testing.assert_close(whole, torch.stack([encoded[s.video] for s in read]))
+    assert (cut - whole).abs().amax(1).min() > 0.01  # other frames are seen
+    found = evaluate_vectors(model, read, cut, "x")
+    again = evaluate_vectors(model, direct, encode_videos(model, direct, frames=8)[0], "x")
+    assert (found.t2v, found.v2t, found.stamp) == (again.t2v, again.v2t, again.stamp)
 
 
 def test_questions_are_grouped_by_video(films: Path, tmp_path: Path) -> None:
@@ -180,10 +230,47 @@ def test_only_the_published_list_has_the_full_name(
     monkeypatch.setitem(stated, "videos", 6)
     monkeypatch.delitem(stated, "ids")
     monkeypatch.delitem(stated, "texts")
+    assert found.part("test").label == "partial: 18 of 27763 captions (MSVD test)"
+    monkeypatch.setitem(stated, "captions", 18)
     assert found.part("test").label == "MSVD test (as many videos as published)"
     single = open_set("msvd", tmp_path, form="x-pool", videos=films, captions="single").part("test")
     assert single.label.endswith(", captions: single")
     assert {len(s.captions) for s in single.samples} == {1}
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["t"] * 3, "partial: 3 of 4 captions (X)"),
+        (["t"] * 4, "X (as many videos as published)"),
+        (["t"] * 5, "other captions: 5 captions instead of 4 (X)"),
+    ],
+)
+def test_captions_are_counted(texts: list[str], said: str) -> None:
+    stated = {"videos": 2, "captions": 4, "mode": "all"}
+    assert named("X", ["a", "b"], texts, stated, "all", 2) == said
+    assert named("X", ["a", "b"], texts[:2], stated, "single", 2) == "X (as many videos as published), captions: single"
+    assert named("X", ["a", "b"], texts[:3], {**stated, "blank": 1}, "all", 2) == "X (as many videos as published)"
+    assert named("X", ["a", "b"], texts, {**stated, "captions": None}, "all", 2) == "X (as many videos as published)"
+
+
+def test_a_set_with_one_caption_of_twenty_is_partial() -> None:
+    ids = [f"video{n}" for n in range(7010, 10_000)]
+    stated = facts()["msrvtt-full"]["splits"]["test"]
+    whole = partial(named, "MSR-VTT full test", ids, stated=stated, mode="all", listed=2990)
+    assert whole(texts=ids) == "partial: 2990 of 59800 captions (MSR-VTT full test)"
+    assert whole(texts=ids * 20) == "MSR-VTT full test"
+    assert whole(texts=(ids * 20)[2:]) == "MSR-VTT full test"  # two videos are known to lack one
+
+
+def test_questions_are_counted(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"video_id": "test-across-000a", "question": f"what {n}?", "answer": "a square"} for n in range(3)]
+    p.lines(tmp_path / "test.jsonl", [json.dumps(r) for r in rows])
+    part = open_set("msrvtt-qa", tmp_path, videos=films).part("test")
+    assert part.label == "partial: 3 of 72821 questions (MSRVTT-QA test)"
+    monkeypatch.setitem(facts()["msrvtt-qa"]["splits"]["test"], "captions", 3)
+    part = open_set("msrvtt-qa", tmp_path, videos=films).part("test")
+    assert part.label == "MSRVTT-QA test (as many questions as published)"
 
 
 def test_a_config_reaches_the_readers(films: Path, tmp_path: Path) -> None:
@@ -200,6 +287,16 @@ def test_a_config_reaches_the_readers(films: Path, tmp_path: Path) -> None:
     assert [s.id for s in pairs.train] == [s.id for s in chosen]
     assert [s.id for s in pairs.validation] == [wanted]
     assert pairs.label == "partial: 6 of 1000 (MSR-VTT 1k-A test)"
+    assert pairs.labels == {
+        "train": f"partial: {len(chosen) + 1} of 9000 (MSR-VTT 9k train)",
+        "development": "partial: 1 of 439 (MSR-VTT 9k development)",
+        "test": pairs.label,
+    }
+    assert list(pairs.notes) == []
+    (tmp_path / "videos" / chosen[0].video.name).unlink()
+    pairs = read_pairs(DataConfig(path="msrvtt9k", root=str(tmp_path)), tmp_path)
+    (note,) = pairs.notes
+    assert note.endswith(f"1 videos are missing, the first is {chosen[0].id}")
 
 
 def test_the_development_draw_does_not_move() -> None:
@@ -286,6 +383,7 @@ def spoil(root: Path, name: str, change: Callable[[str], str]) -> None:
             lambda t: t.replace(",", ";"),
             "separated by semicolons",
         ),
+        ("webvid", "frozen", p.webvid, "results_2M_train.csv", lambda t: t.replace(",", "|"), "separated by pipes"),
         ("webvid", "frozen", p.webvid, "results_2M_train.csv", lambda t: t + ",x,1,d,1,u\r\n", "videoid is blank"),
     ],
 )
@@ -348,6 +446,25 @@ def test_a_test_list_that_overlaps_the_training_list_is_refused(films: Path, tmp
     assert f"the splits train and test share 2 videos ({ids})" in str(e.value)
     with pytest.raises(ClipreelError, match=r"share 1 videos \(b\)"):  # the same file under another id
         check_apart({"train": [Sample("a", tmp_path / "x", ("t",))], "test": [Sample("b", tmp_path / "x", ("t",))]})
+
+
+def test_no_command_gets_a_test_list_that_overlaps(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, _ = prepared("msvd", films)
+    gone = Sample("gone", Path("gone.mp4"), ("x",))  # compared by name, with or without its file
+    p.xpool_msvd(tmp_path, {**written, "train": [*written["train"], gone], "test": [*written["test"], gone]})
+    found = open_set("msvd", tmp_path, form="x-pool", videos=films)
+    with pytest.raises(ClipreelError, match=r"the splits train and test share 1 videos \(gone\)"):
+        found.part("test")
+    root = ["msvd", "--form", "x-pool", "--root", str(tmp_path)]
+    prepare = ["prepare", *root, "--videos", str(films), "--model", "shapes-tiny", "--cache", str(tmp_path / "cache")]
+    evaluate = ["evaluate", *root, "--model", "shapes-tiny"]
+    for command in (prepare, [*prepare, "--split", "test"], evaluate):
+        assert main(command) == 2
+        assert "the splits train and test share 1 videos (gone): what is tested" in capsys.readouterr().err
+    (tmp_path / "train_list.txt").unlink()
+    assert len(open_set("msvd", tmp_path, form="x-pool", videos=films).part("test").samples) == 6
 
 
 class Attack:

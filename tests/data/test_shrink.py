@@ -1,13 +1,16 @@
 """Smaller copies: they show what the originals show, and no original goes before that was seen."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from clipreel.cli import main
 from clipreel.data import shrink as module
+from clipreel.data.cache import amount
 from clipreel.data.readers import read_samples
 from clipreel.data.shapes import ShapesWorld
 from clipreel.video.decode import probe, read_frames
@@ -34,7 +37,12 @@ def test_copies_show_the_same_and_originals_stay_unless_asked(
     into = tmp_path / "small"
     before = read_samples(films)
     assert run(films, into) == 0
-    assert "made 3 smaller videos, kept 0: " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "made 3 smaller videos, kept 0: " in said.out
+    originals = amount(sum(s.video.stat().st_size for s in before))
+    assert re.search(
+        rf"^3 videos to copy \({re.escape(originals)}\): about \S+ KiB to write, \S+ GiB free at ", said.err
+    )
     assert [s.video.exists() for s in before] == [True] * 3
     after = read_samples(into)
     assert [(s.id, s.captions, s.end_s) for s in after] == [(s.id, s.captions, s.end_s) for s in before]
@@ -76,6 +84,27 @@ def test_a_copy_that_differs_is_refused_and_its_original_stays(
     assert run(films, tmp_path / "small", "--drop-originals") == 2
     assert "frames and the original" in capsys.readouterr().err
     assert all(s.video.exists() for s in read_samples(films))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = write(films / "test-across-000a.mp4", frames=60, size=(320, 240))
+    info, size = probe(big), big.stat().st_size
+    wanted = min(size, round(info.width * info.height * (64 / 240) ** 2 * 60 * module.BITS / 8))
+    assert module.expected({big: size}, 64) == wanted
+    assert module.expected({big: size, tmp_path / "gone.mp4": 0}, 64) == wanted
+    assert module.expected({}, 64) == 0
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1024))
+    assert run(films, tmp_path / "small") == 2
+    said = capsys.readouterr().err
+    assert "2 copies need about " in said
+    assert "and 1.0 KiB are free at " in said
+    assert [p.name for p in (tmp_path / "small").iterdir()] == []
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * size))
+    monkeypatch.setattr(module, "expected", lambda sizes, side: 100 * size)
+    assert run(films, tmp_path / "small") == 2
+    assert run(films, tmp_path / "small", "--drop-originals", "--workers", "1") == 0  # each one makes room
 
 
 def test_a_damaged_original_is_left_alone(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,9 @@ def test_finished_runs_on_the_command_line(tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "out"
     paths = [str(tmp_path / n) for n in ("seeds", "single", "stored")]
     assert main(["compare", *paths, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
+    said = capsys.readouterr()
+    printed = said.out
+    assert f"table.json, table.md, table.tex, table.html and 8 plots in {out}" in said.err
     assert printed.strip() == (out / "table.md").read_text().strip()
     assert "frames: '8 uniform' there, '3 uniform' here" in printed
     assert "single against seeds on the same queries" in printed
@@ -223,7 +225,8 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["empty"], "holds no finished run"),
         (["empty", "default.yaml"], "is a folder and"),
         (["default.yaml"], "is what other configs share and trains nothing"),
-        (["none.yaml"], "is missing"),
+        (["none.yaml"], f"there is no {tmp_path / 'none.yaml'}; give configs to train, or folders of runs"),
+        (["empty", "no_run"], f"there is no {tmp_path / 'no_run'}; give configs to train, or folders of runs"),
         ([], "give at least one config"),
     ):
         assert main(["compare", *(str(tmp_path / w) for w in what), *out]) == 2
