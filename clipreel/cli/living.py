@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from clipreel.cli.output import Progress, clock, shown, skipped
+from clipreel.cli.output import Progress, clock, shown, skipped, span
 from clipreel.cli.search import Flag, Many, dump, engine_of, load_model
 from clipreel.errors import ClipreelError
 
@@ -242,7 +242,7 @@ def list_pairs(*, index: str | None = None, json: Flag = False) -> int:
             print(dump({"id": row.id, **asdict(row)}))
         else:
             word = "hit " if row.right else "miss"
-            times = f"{clock(row.start_s)}-{clock(row.end_s)}"
+            times = span(row.start_s, row.end_s)
             print(f"{row.id}  {word}  {times}  {shown(row.path)}  {shown(row.query)}")
     return 0
 

@@ -52,6 +52,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def span(start_s: float, end_s: float) -> str:
+    """From one second to another, 0:12-0:16, with tenths where whole seconds would be equal: 0:12.0-0:12.9."""
+    if clock(start_s) != clock(end_s):
+        return f"{clock(start_s)}-{clock(end_s)}"
+    return "-".join(f"{clock(s)}.{int(10 * s) % 10}" for s in (start_s, end_s))
+
+
 def shown(path: str) -> str:
     """A path on one line whatever its name holds."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")

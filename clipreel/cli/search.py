@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from clipreel.cli.output import clock, shown, skipped
+from clipreel.cli.output import clock, shown, skipped, span
 from clipreel.errors import ClipreelError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def search(
         else:
             words = "" if hit.words == "unrated" else f"{hit.words:12}  "
             print(
-                f"{place:3d}  {hit.score:.3f}  {words}{clock(hit.start_s)}-{clock(hit.end_s)}  {shown(str(hit.path))}"
+                f"{place:3d}  {hit.score:.3f}  {words}{span(hit.start_s, hit.end_s)}  {shown(str(hit.path))}"
             )
     if open:
         play(str(answer.hits[0].path), answer.hits[0].start_s)

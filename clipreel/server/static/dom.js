@@ -88,7 +88,7 @@ function reachable(id) {
   return box;
 }
 
-addEventListener("close", () => ["toasts", "live"].forEach(reachable), true);
+for (const moved of ["close", "toggle"]) addEventListener(moved, () => ["toasts", "live"].forEach(reachable), true);
 
 /** A dialog closes where a click lands beside it. */
 export function closeOutside(dialog) {

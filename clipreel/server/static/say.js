@@ -10,7 +10,12 @@ export function clock(s, tenths = false) {
   return tenths ? `${text}.${units % 10}` : text;
 }
 
-export const span = (start, end) => `${clock(start)}–${clock(Math.max(end, start))}`;
+/** From one second to another, with tenths where whole seconds would be equal. */
+export function span(start, end) {
+  const last = Math.max(end, start);
+  const tenths = clock(start) === clock(last);
+  return `${clock(start, tenths)}–${clock(last, tenths)}`;
+}
 
 /** A duration for reading aloud or in a sentence: 8 s, 3 min, 2.5 h. */
 export function long(s) {
