@@ -10,6 +10,7 @@ import clipreel
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import build_head
+from clipreel.training.batches import Augment
 from clipreel.training.cells import Cell, cells
 from clipreel.training.config import read
 from clipreel.training.optim import by_rules
@@ -48,6 +49,12 @@ def test_captions_of_one_video_are_wrong_for_each_other_as_in_the_codes_that_dra
     """Specification vop.md 9.11, mv_adapter.md 4; CLIP-ViP draws every video once."""
     ways = {(cell.config.order, cell.config.same_video) for cell in cells(path).values()}
     assert ways == {("distinct", "right") if path.parent.name == "clip_vip" else ("pairs", "wrong")}
+
+
+def test_ablations_of_vop_look_at_the_frames_that_its_tables_do() -> None:
+    """Specification vop.md 5: X-Pool's middles, and crops of half to all of a frame."""
+    found = [c.config for p in TABLES if p.parent.name == "vop" for c in cells(p).values()]
+    assert {(c.sampling, c.augment, c.crop_from) for c in found} == {("middles", Augment((0.5, 1.0), flip=0.5), 256)}
 
 
 def test_every_paper_has_its_tables() -> None:
