@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,14 +179,15 @@ class _Run:
             self.recipe.recompute()
         self._claim()
         resumed = self._resume()
-        with ExitStack() as ended:
-            if self.first:
-                self.log = ended.enter_context(RunLog(self.folder, self.done))
-            self.recipe.train(True)
-            ended.callback(self.recipe.train, False)
+        if self.first:
+            self.log = RunLog(self.folder, self.done)
+        self.recipe.train(True)
+        try:
             if self.config.select.at_start and self.done == 0:
                 self._measure()
             self._loop()
+        finally:
+            self.recipe.train(False)
         return self._finish(resumed, time.perf_counter() - started)
 
     def _loop(self) -> None:

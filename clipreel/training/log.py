@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Writes rows with a `kind` (train, measure) and a `step`; everything of steps behind `step` is dropped first.
 
-    Left by an error, it closes without one of its own. Raises ClipreelError where nothing can be written.
+    Files are open only while they are written: an open one keeps what a full disk refused, and fails with it again when
+    it is closed. Raises ClipreelError where nothing can be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -44,34 +44,49 @@ class RunLog:
         self.path = folder / FILE
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with disk_errors(folder):
-            self.board = _board(folder, step)
+            self.board = Board.open(folder / "tensorboard", step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        # a file that stays open would keep what a full disk refused, and fail with it again when it is closed
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self.board is not None:
-            with disk_errors(self.path.parent):
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        self.board.add_scalar(f"{kind}/{name}", value, step)
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.board is None:
-            return
-        with suppress(OSError) if kind else disk_errors(self.path.parent):
-            self.board.close()
+            with disk_errors(self.board.path):
+                self.board.write(step, {f"{kind}/{n}": v for n, v in values.items() if isinstance(v, (int, float))})
 
 
-def _board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the numbers are in log.jsonl all the same
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+class Board:
+    """A file of TensorBoard events; that of torch is written by a thread, which prints a traceback on a full disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, folder: Path, step: int) -> Board | None:
+        """A new file, whose reader forgets the steps behind `step`; None without TensorBoard."""
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        except ImportError:  # the numbers are in log.jsonl all the same
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        board = cls(folder / f"events.out.tfevents.{time.time_ns()}")
+        began = SessionLog(status=SessionLog.START)
+        board.append(Event(file_version="brain.Event:2"), Event(step=step + 1, session_log=began))
+        return board
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self.append(Event(step=step, summary=Summary(value=scalars)))
+
+    def append(self, *events: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with self.path.open("ab") as file:
+            for event in events:
+                event.wall_time = time.time()
+                RecordWriter(file).write(event.SerializeToString())
 
 
 class Clock:
