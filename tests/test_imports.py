@@ -38,8 +38,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "int8": {"data", "evaluation"},
     "official": {"adapter", "alpro", "checkpoints", "clip", "heads", "retriever", "sidecar", "tokenizer", "tuners"}
     | {"video"},
-    "training": {"adapter", "alpro", "checkpoints", "clip", "data", "evaluation", "export", "head_files", "heads"}
-    | {"losses", "noise", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
+    "training": {
+        "adapter",
+        "alpro",
+        "block",
+        "checkpoints",
+        "clip",
+        "data",
+        "evaluation",
+        "export",
+        "head_files",
+        "heads",
+    }
+    | {"hub", "losses", "noise", "official", "retriever", "sites", "tokenizer", "tuners", "video"},
     "search": {"adapter", "alpro", "head_files", "heads", "int8", "mixing", "retriever", "video"},
     "exports": {"video"},
     "server": {"adapter", "alpro", "exports", "int8", "licences", "retriever", "search", "video"},

@@ -139,9 +139,7 @@ def search(
             print(dump({"path": str(hit.path), **hit.to_dict(), "score": round(hit.score, 6), "state": hit.state}))
         else:
             words = "" if hit.words == "unrated" else f"{hit.words:12}  "
-            print(
-                f"{place:3d}  {hit.score:.3f}  {words}{span(hit.start_s, hit.end_s)}  {shown(str(hit.path))}"
-            )
+            print(f"{place:3d}  {hit.score:.3f}  {words}{span(hit.start_s, hit.end_s)}  {shown(str(hit.path))}")
     if open:
         play(str(answer.hits[0].path), answer.hits[0].start_s)
     skipped(failed)

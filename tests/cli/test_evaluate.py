@@ -119,9 +119,9 @@ def test_the_shapes_world_by_name(
 
 
 def test_how_captions_became_texts(tmp_path: Path, seen: Callable[..., Seen]) -> None:
-    films = ShapesWorld().write_videos(tmp_path / "videos", "train", count=3)
+    films = ShapesWorld().write_videos(tmp_path / "videos", "train", count=5)
     several = [Sample(s.id, s.video, ("it begins", "it ends")) for s in films]
-    published.didemo(tmp_path, {"test": several, "train": several[:1], "validation": several[:1]})
+    published.didemo(tmp_path, {"test": several[:3], "train": several[3:4], "validation": several[4:]})
     kept = tmp_path / "kept"
     result, _ = seen("didemo", "--root", tmp_path, "--store", kept)
     assert (result["t2v"]["queries"], result["stamp"]["caption_mode"]) == (3, "paragraph")

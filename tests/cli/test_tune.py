@@ -25,7 +25,7 @@ from clipreel.search.index import Index
 from clipreel.search.indexer import check_space
 from clipreel.training.comparing import Spread
 from clipreel.training.pairs import read_pairs
-from clipreel.training.tuning import read_config as read_tune_config
+from clipreel.training.settings import read_config as read_tune_config
 
 SHORT = (
     "frames=2",

@@ -32,16 +32,20 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "alpro").glob("*.yaml"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos with captions, a picture, questions, a vocabulary."""
+    """Six videos with captions and two to select on, a picture, questions, a vocabulary."""
     folder = tmp_path_factory.mktemp("world")
-    samples = ShapesWorld().write_videos(folder, "test", count=6)
+    samples = ShapesWorld().write_videos(folder, "test", count=8)
+    lines = (folder / "annotations.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:6]))
+    (folder / "held.jsonl").write_text("".join(lines[6:]))
     (folder / "stills.jsonl").write_text(json.dumps({"video": samples[0].video.name, "captions": ["a still"]}) + "\n")
     rows = [
         {"video": s.video.name, "question": q, "answer": a, "answer_type": q.split()[0], "question_id": f"{i}-{n}"}
         for i, s in enumerate(samples)
         for n, (q, a) in enumerate((("what is it?", "shape"), ("how many?", "one" if i % 2 else "two")))
     ]
-    (folder / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:12]))
+    (folder / "held_qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[12:]))
     (folder / "entities.txt").write_text("circle 3\nsquare 2\n")
     captions = [c for s in samples for c in s.captions]
     WordPiece.of_words([*captions, *(r["question"] for r in rows), "A footage video portrait of one the."]).save(folder)
@@ -54,8 +58,8 @@ def stage(world: Path, **changes: object) -> StageConfig:
     base = StageConfig(
         tokenizer=str(world),
         sizes=sizes,
-        train_data=str(world / "annotations.jsonl"),
-        validation_data=str(world / "annotations.jsonl"),
+        train_data=str(world / "train.jsonl"),
+        validation_data=str(world / "held.jsonl"),
         entities=str(world / "entities.txt"),
         frames=2,
         keep_frames=4,
@@ -81,7 +85,7 @@ def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
         stage="qa",
         model=str(made.folder),
         train_data=questions,
-        validation_data=questions,
+        validation_data=str(world / "held_qa.jsonl"),
         train=select,
         augment="operations",
     )

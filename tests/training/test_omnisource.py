@@ -439,7 +439,7 @@ def test_runs_that_cannot_be(corpus: Path, tmp_path: Path, capsys: pytest.Captur
     for change, message in (
         (f"sources.films.captions={tmp_path / 'short.jsonl'}", "none for 11 of 12 samples"),
         ("loss=v-x", "add up different ones of"),
-        ("pixels={geometri: squash}", "is a section"),
+        ("pixels={geometri: squash}", "unknown key pixels.geometri; did you mean pixels.geometry?"),
         ("sources.films.share=0", "a share of 0 is below 1"),
         ("method=vip", "there is no method"),
     ):
