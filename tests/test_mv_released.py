@@ -232,6 +232,28 @@ def test_released_checkpoints_load_on_their_base(clip: Clip, tmp_path: Path, cha
     assert model.space != plain.space
 
 
+@pytest.mark.parametrize(
+    ("tie", "taken", "alike"), [("up out", "down in", "'up out' or"), ("up in", "down out", "'up in' or")]
+)
+def test_a_place_of_factors_that_sizes_do_not_tell(
+    clip: Clip, tmp_path: Path, tie: str, taken: str, alike: str
+) -> None:
+    """A checkpoint tied at the way up has the sizes of one tied at the way down, and computes something else."""
+    save_file(to_openai(clip.state_dict(), clip.config), tmp_path / "clip.safetensors", {"activation": "quick_gelu"})
+    tuner = made(clip, width=16, tie=tie)
+    config, state = {"clip": tmp_path / "clip.safetensors"}, released(tuner, clip)
+    guessed = load_official("mv-adapter", state, config, device="cpu")
+    (said,) = guessed.warnings
+    assert f"{taken!r} is taken" in said
+    assert alike in said
+    told = load_official("mv-adapter", state, {**config, "position": tie}, device="cpu")
+    assert not told.warnings
+    torch.testing.assert_close(told.encode_text(ids()), unit(clip.encode_text(ids(), tuner)))
+    assert not torch.allclose(guessed.encode_text(ids()), told.encode_text(ids()), atol=1e-3)
+    untied = released(made(clip, width=16, tie="none"), clip)
+    assert not load_official("mv-adapter", untied, config, device="cpu").warnings
+
+
 def test_released_checkpoints_that_do_not_fit(clip: Clip, tmp_path: Path) -> None:
     save_file(to_openai(clip.state_dict(), clip.config), tmp_path / "clip.safetensors")
     config, state = {"clip": tmp_path / "clip.safetensors"}, released(made(clip, width=16), clip)

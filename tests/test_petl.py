@@ -12,7 +12,7 @@ from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.sites import Tuner
 from clipreel.training.cells import cells
-from clipreel.tuners import build, options
+from clipreel.tuners import build
 from clipreel.tuners.adaptformer import AdaptFormerConfig, Bottleneck
 from clipreel.tuners.convpass import Bypass, ConvpassConfig
 
