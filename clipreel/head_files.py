@@ -16,7 +16,7 @@ from safetensors.torch import save
 from clipreel.adapter import fill, stated_tensors, trained, write
 from clipreel.checkpoints import digest
 from clipreel.errors import ClipreelError
-from clipreel.heads import Head, head_of
+from clipreel.heads import HEADS, IN_PAPERS, Head, head_of
 from clipreel.retriever import Retriever
 
 SCHEMA = 1
@@ -93,7 +93,8 @@ def read_head(folder: str | Path) -> tuple[Head, HeadConfig]:
 
 
 def with_head(model: Retriever, head: str | Path) -> Retriever:
-    """The same base and tuner in memory with a head: a folder of one, or the name of one that learns nothing.
+    """The same base and tuner in memory with a head: a folder of one, or the name (also its paper's) of one that
+    learns nothing.
 
     Raises ClipreelError where the head was trained on vectors of another base or adapter.
 
@@ -101,8 +102,11 @@ def with_head(model: Retriever, head: str | Path) -> Retriever:
     >>> clipreel.with_head(clipreel.load("shapes-tiny"), "soft_frames").head.name
     'soft_frames'
     """
-    if str(head) in WITHOUT_TENSORS:
-        return model.headed(head_of(str(head), model.embed_dim))
+    name = IN_PAPERS.get(str(head), str(head))
+    if name in WITHOUT_TENSORS:
+        return model.headed(head_of(name, model.embed_dim))
+    if name in HEADS and not Path(head).is_dir():
+        raise ClipreelError(f"{name} must be trained: give the folder that clipreel tune --head {name} wrote")
     found, config = read_head(head)
     for what, theirs, ours in (("base", config.base, model.fingerprint), ("adapter", config.adapter, model.adapter)):
         if theirs != ours:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipreel.checkpoints import Loaded, digest, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads import Head, PoolingHead, mean_pool, unit
+from clipreel.heads import Head, PoolingHead, mean_pool, real_frames, unit
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tokenizer import Tokenizer
 from clipreel.video.sampling import Sampling
@@ -197,6 +197,7 @@ class Retriever:
     def _frames(self, frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         if frames.ndim != 5 or frames.shape[2] != 3 or not frames.shape[1]:
             raise ValueError(f"frames must be (B, T, 3, H, W) with at least one frame, not {tuple(frames.shape)}")
+        real_frames(frame_mask, frames.shape[:2])
         if frame_mask is not None and not (real := frame_mask.any(1)).all():
             empty = (~real).nonzero()[0].item()
             raise ClipreelError(f"video {empty} of {len(real)} has no real frame in its frame_mask; leave it out")

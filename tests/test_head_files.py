@@ -56,6 +56,13 @@ def test_a_head_lies_beside_its_adapter(tmp_path: Path) -> None:
         with_head(base, tmp_path)
 
 
+def test_names_of_papers_are_known() -> None:
+    assert with_head(tiny_model(), "meanP").head.name == "mean"
+    for said, name in (("X-Pool", "x_pool"), ("x_pool", "x_pool"), ("seqTransf", "seq_transf")):
+        with pytest.raises(ClipreelError, match=f"{name} must be trained: .* clipreel tune --head {name} wrote"):
+            with_head(tiny_model(), said)
+
+
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:
     folder = save_head(tmp_path / "h", headed("seq_lstm"))
     with pytest.raises(ClipreelError, match="trained on the base"):

@@ -195,6 +195,23 @@ def test_wrong_names_and_sizes() -> None:
         made("seq_lstm")(texts, frames, torch.tensor([[True, False, True, True, True]]).expand(4, -1))
 
 
+def test_sizes_that_do_not_fit_are_told(name: str) -> None:
+    head, (texts, frames) = made(name), vectors()
+    for call in (head, head.score):
+        with pytest.raises(ClipreelError, match=rf"frames must be \(V, T, {WIDTH}\) with at least one frame"):
+            call(texts, frames[:, :0])
+        with pytest.raises(ClipreelError, match=rf"frames must be .* not \(4, {FRAMES}, 3\)"):
+            call(texts, frames[..., :3])
+        with pytest.raises(ClipreelError, match=rf"texts must be \(N, {WIDTH}\) for this head, not \(3, 3\)"):
+            call(texts[:, :3], frames)
+        for wrong, said in (
+            (torch.ones(4, FRAMES), rf"frame_mask is float32 \(4, {FRAMES}\).*\.bool\(\) makes it"),
+            (torch.ones(4, FRAMES + 1, dtype=torch.bool), rf"is bool \(4, {FRAMES + 1}\): give bool \(4, {FRAMES}\)"),
+        ):
+            with pytest.raises(ClipreelError, match=said):
+                call(texts, frames, wrong)
+
+
 class Largest(TorchDispatchMode):
     """The numbers in the largest tensor that any operation made."""
 

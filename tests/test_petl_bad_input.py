@@ -63,6 +63,14 @@ def test_a_video_without_a_real_frame(model: Retriever) -> None:
     assert model.clip.encode_video(video(), model.tuner, mask)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("wrong", [torch.ones(2, FRAMES), torch.ones(2, FRAMES, dtype=torch.int64), torch.ones(2) > 0])
+def test_a_mask_of_another_kind_or_shape(model: Retriever, wrong: Tensor) -> None:
+    plain = Retriever(model.clip, tokenizer=None, preprocess=Preprocess(16), sampling=model.sampling, name="tiny")
+    for call in (model.encode_video, model.encode_frames, plain.encode_video):
+        with pytest.raises(ClipreelError, match=rf"frame_mask is \w+ .*: give bool \(2, {FRAMES}\), True for real"):
+            call(video(), wrong)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_takes_no_video_without_a_real_frame(name: str) -> None:
     head = head_of(name, 8)

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -226,3 +227,61 @@ def test_options_and_methods_are_named(clip: Clip) -> None:
     for name, wrong in (("lora", {"targets": ("x",)}), ("lora", {"rank": 0}), ("partial", {"blocks": 9})):
         with pytest.raises(ClipreelError):
             build(name, clip, wrong)
+
+
+def odd(hint: object) -> list[tuple[object, str]]:
+    """Values that are not of a type, with what is said of them."""
+    if hint is int:
+        return [(2.5, "a whole number"), ("8", "a whole number"), (True, "a whole number")]
+    if hint is float:
+        return [(v, "a finite number") for v in (float("nan"), float("inf"), "x", True, 10**400, [0.1])]
+    if hint is bool:
+        return [(1, "true or false"), ("no", "true or false")]
+    if hint is str:
+        return [(3, "a text"), (None, "a text")]
+    first, *_ = get_args(hint)
+    if get_origin(hint) is tuple:
+        return [("c", "a list"), *(([value], said) for value, said in odd(first))]
+    return [(value, said) for value, said in odd(first) if value is not None]  # something or null
+
+
+def test_options_of_every_method_are_of_their_type(name: str) -> None:
+    """Each one with each wrong value: said in one line before anything is built, so that it never meets torch."""
+    for key, hint in get_type_hints(TUNERS[name].config).items():
+        for value, said in odd(hint):
+            with pytest.raises(ClipreelError) as found:
+                options(name, {key: value})
+            assert str(found.value).startswith(f"{key} "), (key, value)
+            assert said in str(found.value), (key, value)
+
+
+def test_options_are_read_as_their_type() -> None:
+    """YAML reads 1e-3 as a text, and JSON has no tuples."""
+    assert options("lora", {"alpha": "1e-3", "targets": ["q"]})["alpha"] == 1e-3
+    assert options("lora", {"targets": ["q"]})["targets"] == ("q",)
+    assert options("adapter_ffn", {"scale": None})["scale"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("adapter_ffn", {"dropout": 1.0}, "dropout 1.0: give 0 up to 1"),
+        ("adapter_ffn", {"form": "x"}, "allowed are parallel, sequential"),
+        ("convpass", {"text_width": -2}, "text_width -2: give at least 0"),
+        ("convpass", {"start": "x"}, "allowed are xavier, identity"),
+        ("st_adapter", {"kernel": 2}, "kernel 2: give an odd number of frames"),
+        ("st_adapter", {"places": ["x"]}, "places x: give some of attn, mlp"),
+        ("st_adapter", {"text_width": -2}, "text_width -2: give at least 0"),
+        ("cross_modal", {"shared": 0}, "shared 0: give at least 1"),
+        ("cross_modal", {"branches": []}, "branches none: give some of attn, ffn"),
+        ("lora", {"towers": ["audio"]}, "towers audio: give some of vision, text"),
+        ("mv_adapter", {"text_width": -2}, "text_width -2: give at least 1"),
+        ("mv_adapter", {"width": 9}, "cannot be cut into 2 heads"),
+        ("vop", {"std": -1.0}, "std -1.0: give at least 0"),
+        ("clip_vip", {"proxies": 0}, "proxies 0: give at least 1"),
+        ("full", {"what": "x"}, "allowed are full, bias, proj, partial"),
+    ],
+)
+def test_options_out_of_their_range_need_no_base(name: str, wrong: dict, said: str) -> None:
+    with pytest.raises(ClipreelError, match=said):
+        options(name, wrong)

@@ -22,7 +22,8 @@ def compare(
 ) -> int:
     """Train configs with several seeds, or take runs that are done, and print a table: size, recalls, time, memory.
 
-    A recall is the mean over seeds (lowest to highest), with its interval over resampled videos. Runs that were made
+    A recall is the mean over seeds (lowest to highest), with its interval over resampled videos; "val" columns are of
+    the videos that chose the weights, by which settings are chosen too. Runs that were made
     differently stand in separate tables, and the difference is named. Runs on the same queries are compared query by
     query: the first of a table with each of the others.
     With configs, each run is a process of its own, so that its memory is its own, and runs that are done are not

@@ -13,7 +13,7 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
     """Show what a model is (sizes, parameters, recipes, space), and what each method would train on it.
 
     Counts are given in full and by the rule of VoP's paper, which skips what is in no leaf module; the settings of
-    MV-Adapter's tables with the space they take, beside what its paper prints for ViT-B/16.
+    MV-Adapter's tables with the space they take, beside what its paper prints (for ViT-B/16 alone).
     Try `clipreel info ViT-B/32`
 
     Args:
@@ -28,7 +28,7 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
     from clipreel.cli.search import load_model
     from clipreel.clip import ClipConfig
     from clipreel.errors import ClipreelError
-    from clipreel.tuners import TUNERS
+    from clipreel.tuners import TUNERS, options
     from clipreel.tuners.counting import ARCHITECTURES, counts, mv_adapter_storage, whole_by_paper
 
     facts: dict[str, Any]
@@ -62,16 +62,19 @@ def info(model: str = "shapes-tiny", /, *, methods: Flag = False, download: Flag
     for key, value in facts.items():
         print(f"{key:<11}", ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
     if methods:
-        print(f"\n{'method':<14}{'trainable':>13}{'share':>10}{'by the paper':>15}{'share':>10}")
+        print(f"\n{'method':<16}{'trainable':>13}{'of the base':>13}{'VoP counts':>13}{'of its base':>13}")
     for name, c in table.items():
-        print(f"{name:<14}{c['trainable']:>13,}{c['share']:>8.3f} %{c['paper']:>15,}{c['paper_share']:>8.3f} %")
+        print(f"{name:<16}{c['trainable']:>13,}{c['share']:>11.3f} %{c['paper']:>13,}{c['paper_share']:>11.3f} %")
     if methods and (left := [name for name in TUNERS if name not in table]):
         print(f"not on this architecture: {', '.join(left)}")
     if methods:
-        print(f"\n{'mv_adapter':<22}{'adapters':>12}{'with biases':>13}{'share':>10}{'paper, B/16':>13}", end="")
+        width, usual = stored["no tying"]["width"], options("mv_adapter", {})["width"]
+        above = "" if width == usual else f" (above: {usual}, the default)"
+        print(f"\nmv_adapter as in its paper's tables, with bottlenecks of {width}{above}")
+        print(f"{'setting':<22}{'adapters':>12}{'with biases':>13}{'of the base':>13}{'printed':>10}", end="")
         print(f"{'float32':>12}{'mixed':>11}{'base and 5':>12}")
     for name, s in stored.items():
         printed = "" if s["paper"] is None else f"{s['paper']:.2f} %"
-        print(f"{name:<22}{s['adapters']:>12,}{s['trained']:>13,}{s['share']:>8.3f} %{printed:>13}", end="")
+        print(f"{name:<22}{s['adapters']:>12,}{s['trained']:>13,}{s['share']:>11.3f} %{printed:>10}", end="")
         print(f"{s['megabytes']:>9.2f} MB{s['half_megabytes']:>8.2f} MB{s['tasks']:>10.1f} %")
     return 0

@@ -134,11 +134,19 @@ def search(
         print("nothing here matches; these are merely the nearest", file=sys.stderr)
     for note in answer.notes:
         print(f"note: {note}", file=sys.stderr)
+    # what a reranker could not read again is gone from its part
+    looked_at = 0 if rerank is None else candidates - len(failed)
+    if rerank is not None and looked_at < len(answer.hits):
+        print(f"note: {rerank} scored the first {looked_at}; those behind keep their cosines", file=sys.stderr)
     for place, hit in enumerate(answer.hits, 1):
+        reranked = place <= looked_at
         if json:
-            print(dump({"path": str(hit.path), **hit.to_dict(), "score": round(hit.score, 6), "state": hit.state}))
+            own = {} if rerank is None else {"reranked": reranked}
+            print(dump({"path": str(hit.path), **hit.to_dict(), "score": round(hit.score, 6), **own}))
         else:
-            words = "" if hit.words == "unrated" else f"{hit.words:12}  "
+            # the words are about cosines, which no reranker's score need be
+            said = hit.words if rerank is None else "reranked" if reranked else "not reranked"
+            words = "" if said == "unrated" else f"{said:12}  "
             print(f"{place:3d}  {hit.score:.3f}  {words}{span(hit.start_s, hit.end_s)}  {shown(str(hit.path))}")
     if open:
         play(str(answer.hits[0].path), answer.hits[0].start_s)

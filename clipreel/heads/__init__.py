@@ -12,14 +12,14 @@ from typing import Any
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
-from clipreel.heads.base import Head, MeanHead, PoolingHead, mean_pool, unit
+from clipreel.heads.base import Head, MeanHead, PoolingHead, mean_pool, real_frames, unit
 from clipreel.heads.by_text import SoftFrames, TopFrames
 from clipreel.heads.seq_lstm import SeqLstm
 from clipreel.heads.seq_transf import SeqTransf
 from clipreel.heads.tight_transf import TightTransf
 from clipreel.heads.x_pool import XPool
 
-__all__ = ["HEADS", "Head", "PoolingHead", "build_head", "head_of", "head_options", "mean_pool", "unit"]
+__all__ = ["HEADS", "Head", "PoolingHead", "build_head", "head_of", "head_options", "mean_pool", "real_frames", "unit"]
 
 HEADS: Mapping[str, type[Head]] = {
     h.name: h for h in (MeanHead, SeqLstm, SeqTransf, TightTransf, XPool, TopFrames, SoftFrames)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,8 +73,9 @@ class Head(nn.Module, ABC):
     def forward(self, text_NE: Tensor, frames_VTE: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """All scores at once, differentiable: for batches, not for test sets (`score`).
 
-        Raises ClipreelError where a video has no real frame.
+        Raises ClipreelError where a video has no real frame, or a size does not fit.
         """
+        fitting(self.width, frames_VTE, frame_mask, text_NE)
         return self.pairs(text_NE.float(), self.videos(checked(frames_VTE, frame_mask), frame_mask))
 
     @torch.inference_mode()
@@ -82,6 +84,7 @@ class Head(nn.Module, ABC):
     ) -> Tensor:
         """All scores (N, V) in float32, in pieces: no tensor but inputs and result holds more than `largest` numbers
         (or those of a single pair)."""
+        fitting(self.width, frames_VTE, frame_mask, text_NE)
         N, V, T = len(text_NE), len(frames_VTE), frames_VTE.shape[1]
         per_video, per_pair = self.floats(T)
         columns = max(1, min(V, largest // per_video, math.isqrt(largest // per_pair)))
@@ -113,6 +116,7 @@ class PoolingHead(Head):
 
     def pool(self, frames_VTE: Tensor, frame_mask: Tensor | None = None, normalize: bool = True) -> Tensor:
         """The vector (V, E) of each video; `normalize` gives it length one."""
+        fitting(self.width, frames_VTE, frame_mask)
         return mean_pool(self.context(checked(frames_VTE, frame_mask), frame_mask), frame_mask, normalize)
 
     def videos(self, frames_VTE: Tensor, frame_mask: Tensor | None) -> Tensor:
@@ -129,6 +133,27 @@ class MeanHead(PoolingHead):
     """The mean over frames (CLIP4Clip meanP), as a head."""
 
     name = "mean"
+
+
+def fitting(width: int, frames_VTE: Tensor, frame_mask: Tensor | None, text_NE: Tensor | None = None) -> None:
+    """Raises ClipreelError where vectors are not of this width, where there is no frame, or for another mask."""
+    shape = tuple(frames_VTE.shape)
+    if len(shape) != 3 or shape[2] != width or not shape[1]:
+        raise ClipreelError(f"frames must be (V, T, {width}) with at least one frame for this head, not {shape}")
+    if text_NE is not None and (text_NE.ndim != 2 or text_NE.shape[1] != width):
+        raise ClipreelError(f"texts must be (N, {width}) for this head, not {tuple(text_NE.shape)}")
+    real_frames(frame_mask, shape[:2])
+
+
+def real_frames(frame_mask: Tensor | None, shape: Sequence[int]) -> None:
+    """Raises ClipreelError for a mask that is not bool (B, T) as the videos are."""
+    if frame_mask is None or (frame_mask.dtype is torch.bool and tuple(frame_mask.shape) == tuple(shape)):
+        return
+    kind = str(frame_mask.dtype).removeprefix("torch.")
+    raise ClipreelError(
+        f"frame_mask is {kind} {tuple(frame_mask.shape)}: give bool {tuple(shape)}, True for real frames"
+        + ("" if frame_mask.dtype is torch.bool else "; .bool() makes it of ones and zeros")
+    )
 
 
 def checked(frames_VTE: Tensor, frame_mask: Tensor | None) -> Tensor:

@@ -35,6 +35,8 @@ MV_NAMES = {
 }
 MV_ADAPTER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.mlp\.adapter\.(.+)")
 MV_FACTOR = re.compile(r"prompt\.(\d+)")
+# what the sizes of factors leave open
+ALIKE = {"down in": "'up out' or 'down in cls'", "down out": "'up in' or 'down out cls'"}
 MV_OPTIONS = {"forward": "seq", "n_head": 2, "scale": 0.1, "attn_type": "uni", "position": None, "no_cc": None}
 
 
@@ -157,6 +159,11 @@ def mv_adapter(state: Mapping[str, Tensor], config: Mapping[str, Any], **where: 
         found = replace(found, biases=True)
         adapters |= _biases(own, loaded)
     loaded.sampling = Sampling("mv_adapter", found.frames).to_dict()
+    if found.tie != "none" and not stated.get("position"):
+        loaded.warnings.append(
+            f"where the factors act is not in the file: {found.tie!r} is taken, as in the released configs; if it was "
+            f"tied at {ALIKE[found.tie]}, whose sizes are the same, say so in the config, as position"
+        )
 
     def build(clip: Clip) -> MvAdapter:
         tuner = MvAdapter(clip, found)

@@ -31,7 +31,8 @@ Say = Callable[[str], None]
 class Row:
     """One run: what it costs, and its recalls with the selected weights and with those of the last step. Costs are None
     for an evaluation alone; `intervals` over resampled videos are there where the vectors were kept. `made` names base,
-    adapter, training list, seeds and versions, each once over the seeds."""
+    adapter, training list, seeds and versions, each once over the seeds; `validation` are the recalls by which the
+    weights were selected, where the reports have them."""
 
     name: str
     config: dict[str, Any]
@@ -45,6 +46,7 @@ class Row:
     steps: Spread | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     made: dict[str, list[str]] = field(default_factory=dict)
+    validation: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,15 @@ class Study:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Study:
-        """The table of `to_dict` again, without its runs; also one of before steps and intervals were in it. Raises
-        ClipreelError for anything else."""
+        """The table of `to_dict` again, without its runs; also one of before steps, intervals and validation were in
+        it. Raises ClipreelError for anything else."""
         try:
             rows = []
             for row in data["rows"]:
                 one = {k: Spread(**row[k]) for k in ("seconds", "peak_memory_bytes", "steps") if row.get(k)}
-                ways = {k: {n: Spread(**v) for n, v in row[k].items()} for k in ("recalls", "last")}
+                ways = {
+                    k: {n: Spread(**v) for n, v in row.get(k, {}).items()} for k in ("recalls", "last", "validation")
+                }
                 intervals = {n: Interval(**v) for n, v in row.get("intervals", {}).items()}
                 rows.append(Row(**{**row, **one, **ways, "intervals": intervals}))
             gains = [
@@ -220,6 +224,7 @@ def row_of(run: Run) -> Row:
         run.steps,
         flat(pooled(run.ranked)) if run.features else {},
         made_with(run),
+        validated(run),
     )
 
 
@@ -228,6 +233,13 @@ def made_with(run: Run) -> dict[str, list[str]]:
     every = [subjects(r.stamp) for r in run.results]
     found = {what: list(dict.fromkeys(s[what] for s in every)) for what in every[0]}
     return found | {"seeds": [str(seed) for seed in run.seeds]}
+
+
+def validated(run: Run) -> dict[str, Spread]:
+    """What validation said over the seeds, of the measures that it knows for all of them."""
+    known = [f"{way} {m}" for way in ("t2v", "v2t") for m in MEASURES]
+    both = [k for k in known if run.validation and all(k in v for v in run.validation)]
+    return {k: Spread.of([v[k] for v in run.validation]) for k in both}
 
 
 def run_all(

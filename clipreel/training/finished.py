@@ -43,8 +43,8 @@ class Spread:
 @dataclass(frozen=True, eq=False)
 class Run:
     """One config with one or several seeds: its results with the selected weights, with those of the last step, and
-    without tuning; what each cost; the logs of training (all empty for an evaluation alone); the features where they
-    were kept."""
+    without tuning; what each cost; the logs of training; what `validation` said of the selected weights, by measure
+    (all empty for an evaluation alone); the features where they were kept."""
 
     name: str
     results: list[Result]
@@ -55,6 +55,7 @@ class Run:
     last: list[Result] = field(default_factory=list)
     before: Result | None = None
     logs: list[list[dict[str, Any]]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
 
     def spread(self, way: str, measure: str) -> Spread:
         return Spread.of([getattr(r, way)[measure] for r in self.results])
@@ -140,6 +141,7 @@ def read_run(path: Path, only: Sequence[int] | None = None) -> Run:
         [Result.from_dict(r["last"]) for r in reports],
         Result.from_dict(reports[0]["compared"]["before"]),
         [read_log(f / "run") for f in folders],
+        [r.get("validation") or {} for r in reports],
     )
 
 

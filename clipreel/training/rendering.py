@@ -18,35 +18,26 @@ from clipreel.training.finished import MEASURES
 Form = Literal["terminal", "markdown", "latex", "html"]
 FORMS: tuple[Form, ...] = get_args(Form)
 WAYS = [f"{way} {m}" for way in ("t2v", "v2t") for m in MEASURES]
-WITH_INTERVAL = AT_THE_END = ("t2v R@1", "v2t R@1")
+WITH_INTERVAL = AT_THE_END = VALIDATED = ("t2v R@1", "v2t R@1")
 ESCAPED = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{"}
 ESCAPED |= {"}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def lines(found: Study) -> list[list[str]]:
     """The cells, heading first: bounds, then rows with the best t2v R@1 last. A recall is the mean over seeds (lowest
-    to highest), of the selected weights, and at the end of those of the last step. Columns that no row fills are left
-    out."""
+    to highest), of the selected weights, and at the end of those of the last step; "val" are those by which weights
+    were selected. Columns that no row fills are left out."""
     intervals = [f"{way}, 95 %" for way in WITH_INTERVAL]
-    cells = [
-        [
-            "method",
-            "trained",
-            "file",
-            "steps",
-            *WAYS,
-            *intervals,
-            *(f"{w}, last step" for w in AT_THE_END),
-            "time",
-            "memory",
-        ]
-    ]
-    blank = [""] * (len(intervals) + len(AT_THE_END))
+    validation, last = [f"val {way}" for way in VALIDATED], [f"{way}, last step" for way in AT_THE_END]
+    cells = [["method", "trained", "file", "steps", *validation, *WAYS, *intervals, *last, "time", "memory"]]
+    blank, unseen = [""] * (len(intervals) + len(last)), [""] * len(validation)
     if found.before is not None:
         d = {"t2v": found.before.t2v, "v2t": found.before.v2t}
-        cells.append(["zero-shot", "0", "", "", *(f"{d[w[:3]][w[4:]]:.1f}" for w in WAYS), *blank, "", ""])
+        cells.append(["zero-shot", "0", "", "", *unseen, *(f"{d[w[:3]][w[4:]]:.1f}" for w in WAYS), *blank, "", ""])
     if found.bound is not None:
-        cells.append(["order-blind bound", "", "", "", *(f"{found.bound[w]:.1f}" for w in WAYS), *blank, "", ""])
+        cells.append(
+            ["order-blind bound", "", "", "", *unseen, *(f"{found.bound[w]:.1f}" for w in WAYS), *blank, "", ""]
+        )
     cells += [row_cells(r) for r in sorted(found.rows, key=lambda r: r.recalls["t2v R@1"].mean)]
     if len(cells) == 1:
         return cells
@@ -61,6 +52,7 @@ def row_cells(r: Row) -> list[str]:
         "" if r.trainable is None else f"{r.trainable:,}",
         "" if r.adapter_bytes is None else f"{r.adapter_bytes / 1e6:.2f} MB",
         "" if r.steps is None else f"{r.steps.mean:,.0f}",
+        *("" if way not in r.validation else str(r.validation[way]) for way in VALIDATED),
         *(str(r.recalls[w]) for w in WAYS),
         *("" if i is None else f"{i.low:.1f} to {i.high:.1f}" for i in ranges),
         *(str(r.last[way]) if r.last else "" for way in AT_THE_END),

@@ -108,7 +108,10 @@ def read_config(
         config = replace(config, head=HeadChoice(str(head)))
     every = options(config.method, config.options)
     if "frames" not in config.options:  # follows the frames of the config
-        every.pop("frames", None)
+        learned = every.pop("frames", None)
+        said = next((c.removeprefix("options.") for c in changes if c.startswith("options.frames=")), None)
+        if learned is not None and said is not None:
+            raise ClipreelError(f"options.{said}: as many positions are learned as there are frames; say {said}")
     of_head = head_options(config.head.name, config.head.options)
     config = replace(config, options=every, head=replace(config.head, options=of_head))
     for change in changes:

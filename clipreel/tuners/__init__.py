@@ -11,6 +11,7 @@ from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tuners.adaptformer import AdaptFormer, AdaptFormerConfig
+from clipreel.tuners.checking import Options
 from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
 from clipreel.tuners.convpass import Convpass, ConvpassConfig
 from clipreel.tuners.cross_modal import CrossModal, CrossModalConfig
@@ -30,7 +31,7 @@ class Method:
 
     about: str
     build: Callable[[Clip, Any], Tuner]
-    config: type
+    config: type[Options]
     preset: Mapping[str, Any] = field(default_factory=dict)
     identity: bool = False
     temporal: bool = False
@@ -110,7 +111,7 @@ TUNERS: Mapping[str, Method] = {
 
 
 @dataclass(frozen=True)
-class FrozenConfig:
+class FrozenConfig(Options):
     """There is nothing to choose."""
 
 
@@ -130,7 +131,8 @@ def method(name: str) -> Method:
 
 
 def options(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a method, its preset changed by `changes`; ClipreelError for an option that it does not have."""
+    """All options of a method, its preset changed by `changes`; ClipreelError for an option that it does not have, of
+    another type, or out of its range."""
     m = method(name)
     known = [f.name for f in fields(m.config)]
     for key in changes:
@@ -138,12 +140,7 @@ def options(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ClipreelError(f"the method {name} has no option {key!r}{hint} Options: {', '.join(known)}")
-    merged = {**m.preset, **changes}
-    try:
-        # sequences come as lists from JSON and YAML
-        return asdict(m.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}))
-    except TypeError as e:
-        raise ClipreelError(f"options of {name}: {e}") from e
+    return asdict(m.config(**{**m.preset, **changes}))
 
 
 def own_rates(name: str, changes: Mapping[str, Any]) -> tuple[float, dict[str, float]]:

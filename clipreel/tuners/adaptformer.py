@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from clipreel.block import normalise
 from clipreel.clip import Clip
-from clipreel.errors import ClipreelError
 from clipreel.noise import dropout
 from clipreel.patterns import Layout
 from clipreel.sites import NOTHING, LayerTuner
+from clipreel.tuners.checking import Options
 from clipreel.tuners.overriding import WithBiases
 
 BRANCHES = ("attn", "ffn")
@@ -28,7 +28,7 @@ NORMS = ("none", "in", "out")
 
 
 @dataclass(frozen=True)
-class AdaptFormerConfig:
+class AdaptFormerConfig(Options):
     """`branch` attn or ffn, `width` of the bottleneck, `form` parallel or sequential; `scale` fixed, or None: learned,
     starting at one. `norm` puts a LayerNorm on what goes in, on what comes out, or none. `dropout` behind the ReLU
     while training. `biases` trains every bias of the base too."""
@@ -41,15 +41,15 @@ class AdaptFormerConfig:
     norm: str = "none"
     biases: bool = False
 
+    def check(self) -> None:
+        self.one_of(branch=BRANCHES, form=FORMS, norm=NORMS)
+        self.at_least(1, "width")
+        self.a_share("dropout")
+
 
 class Bottleneck(LayerTuner):
     def __init__(self, c: AdaptFormerConfig, d: int) -> None:
         super().__init__()
-        for name, allowed in {"branch": BRANCHES, "form": FORMS, "norm": NORMS}.items():
-            if getattr(c, name) not in allowed:
-                raise ClipreelError(f"{name} {getattr(c, name)!r}: allowed are {', '.join(allowed)}")
-        if c.width < 1:
-            raise ClipreelError(f"width {c.width}: give at least 1")
         self.dropout, self.sequential, self.place = c.dropout, c.form == "sequential", c.norm
         self.scale = nn.Parameter(torch.ones(())) if c.scale is None else c.scale
         self.norm = None if c.norm == "none" else nn.LayerNorm(d)
@@ -85,8 +85,6 @@ class VisionAdapters(WithBiases):
 
     def __init__(self, clip: Clip, text_width: int, biases: bool) -> None:
         super().__init__(clip, biases)
-        if text_width < 0:
-            raise ClipreelError(f"text_width {text_width}: give 0 for an untouched text tower, or a width")
-        text = AdaptFormerConfig(width=text_width, form="sequential", norm="in")
         for i in range(clip.config.text.layers if text_width else 0):
+            text = AdaptFormerConfig(width=text_width, form="sequential", norm="in")
             self.place("text", i, Bottleneck(text, clip.config.text.width))

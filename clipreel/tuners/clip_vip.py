@@ -17,13 +17,14 @@ from clipreel.clip import Clip, VideoTower
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, jointly, with_proxies
 from clipreel.sites import NOTHING, LayerTuner, Overrides, Tuner
+from clipreel.tuners.checking import Options
 
 ATTENTION = {"proxies": with_proxies, "joint": jointly}
 TEXT = ("trained", "projection", "frozen")
 
 
 @dataclass(frozen=True)
-class ClipVipConfig:
+class ClipVipConfig(Options):
     """`proxies` per video: the first is CLIP's CLS token, the others start normal with `std`. `temporal` learns
     positions of `frames` frames, resampled to other counts. `attention` "joint" lets every token see every token.
 
@@ -43,15 +44,10 @@ class ClipVipConfig:
     text_tokens: int | None = None
     std: float = 1.0
 
-    def check(self, context: int) -> None:
-        for name in ("proxies", "frames"):
-            if getattr(self, name) < 1:
-                raise ClipreelError(f"{name} {getattr(self, name)}: give at least 1")
-        for name, allowed in (("attention", ATTENTION), ("text", TEXT)):
-            if getattr(self, name) not in allowed:
-                raise ClipreelError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        if self.text_tokens is not None and not 3 <= self.text_tokens <= context:
-            raise ClipreelError(f"text_tokens {self.text_tokens}: give 3 to {context}, the text positions of the base")
+    def check(self) -> None:
+        self.at_least(1, "proxies", "frames")
+        self.at_least(0, "std")
+        self.one_of(attention=tuple(ATTENTION), text=TEXT)
 
     def trains(self, name: str) -> bool:
         """Whether a base tensor is trained."""
@@ -79,7 +75,8 @@ class ClipVip(Tuner):
     def __init__(self, clip: Clip, config: ClipVipConfig) -> None:
         super().__init__()
         c, width, context = config, clip.config.vision.width, clip.config.context
-        c.check(context)
+        if c.text_tokens is not None and not 3 <= c.text_tokens <= context:
+            raise ClipreelError(f"text_tokens {c.text_tokens}: give 3 to {context}, the text positions of the base")
         self.config = c
         self.text_slots = 0 if c.text_tokens is None else context - c.text_tokens
         self.proxies = nn.Parameter(torch.randn(c.proxies - 1, width) * c.std) if c.proxies > 1 else None

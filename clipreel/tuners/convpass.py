@@ -21,12 +21,13 @@ from clipreel.noise import dropout
 from clipreel.patterns import Layout
 from clipreel.sites import LayerTuner
 from clipreel.tuners.adaptformer import VisionAdapters
+from clipreel.tuners.checking import Options
 
 STARTS = ("xavier", "identity")
 
 
 @dataclass(frozen=True)
-class ConvpassConfig:
+class ConvpassConfig(Options):
     """`width` of the bottleneck, `scale` (the paper searches 0.01 to 100 per data set), `attn_only` leaves the MLP
     alone, `start` of the kernel: xavier or identity, `dropout` while training; `text_width` above 0 puts bottlenecks
     into the text tower too, `biases` trains every bias of the base."""
@@ -38,6 +39,12 @@ class ConvpassConfig:
     dropout: float = 0.1
     text_width: int = 0
     biases: bool = False
+
+    def check(self) -> None:
+        self.one_of(start=STARTS)
+        self.at_least(1, "width")
+        self.at_least(0, "text_width")
+        self.a_share("dropout")
 
 
 class Bypass(nn.Module):
@@ -92,9 +99,5 @@ class Convpass(VisionAdapters):
     def __init__(self, clip: Clip, config: ConvpassConfig) -> None:
         super().__init__(clip, config.text_width, config.biases)
         self.config = config
-        if config.start not in STARTS:
-            raise ClipreelError(f"start {config.start!r}: allowed are {', '.join(STARTS)}")
-        if config.width < 1:
-            raise ClipreelError(f"width {config.width}: give at least 1")
         for i in range(clip.config.vision.layers):
             self.place("vision", i, ConvpassLayer(config, clip.config.vision.width))

@@ -16,7 +16,7 @@ import torch
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
 from clipreel.sites import Overrides, Tuner
-from clipreel.tuners import TUNERS, build
+from clipreel.tuners import TUNERS, build, options
 
 TEXT_B, TEXT_L = TowerConfig(12, 512, 8, 2048), TowerConfig(12, 768, 12, 3072)
 ARCHITECTURES = {
@@ -45,9 +45,10 @@ TASKS = 5
 class Stored:
     """One setting on one base. `adapters` are the numbers without CLIP's biases, `trained` with them; shares are per
     cent of the base, `tasks` that of five adapters and one base; megabytes (10^6) of the tensors in float32, and in
-    half precision where the released code keeps it (all but LayerNorms, tables and factors). `paper` is the printed
-    share of ViT-B/16."""
+    half precision where the released code keeps it (all but LayerNorms, tables and factors). `width` is that of the
+    bottlenecks; `paper` the printed share, None for all but ViT-B/16."""
 
+    width: int
     adapters: int
     trained: int
     adapters_share: float
@@ -115,17 +116,20 @@ def half(name: str) -> bool:
 def mv_adapter_storage(config: ClipConfig) -> dict[str, Stored]:
     """Every setting of the specification's table on a CLIP of this architecture; no weights are made."""
     wide = WIDTH_L if config.vision.width > 768 else {}
+    printed = config == ARCHITECTURES["ViT-B/16"]
     with torch.device("meta"):
         clip = Clip(config)
         base = sum(p.numel() for p in clip.parameters())
         found = {}
         for setting, (changes, paper) in MV_ADAPTER.items():
-            sizes = {n: p.numel() for n, p in build("mv_adapter", clip, {**wide, **changes}).named_parameters()}
+            chosen = {**wide, **changes}
+            sizes = {n: p.numel() for n, p in build("mv_adapter", clip, chosen).named_parameters()}
             trained = sum(sizes.values())
             adapters = trained - sum(n for name, n in sizes.items() if name.startswith("base."))
             mixed = sum(n * (2 if half(name) else 4) for name, n in sizes.items())
             share = 100 * trained / base
             found[setting] = Stored(
+                options("mv_adapter", chosen)["width"],
                 adapters,
                 trained,
                 100 * adapters / base,
@@ -133,6 +137,6 @@ def mv_adapter_storage(config: ClipConfig) -> dict[str, Stored]:
                 4 * trained / 1e6,
                 mixed / 1e6,
                 100 + TASKS * share,
-                paper,
+                paper if printed else None,
             )
     return found

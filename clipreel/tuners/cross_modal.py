@@ -20,6 +20,7 @@ from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.sites import NOTHING, LayerTuner
+from clipreel.tuners.checking import Options
 from clipreel.tuners.overriding import WithBiases
 
 BRANCHES = ("attn", "ffn")
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class CrossModalConfig:
+class CrossModalConfig(Options):
     """`width` of the bottleneck, `shared` channels (the released command; its code's default is 32), `branches` of
     attn, ffn, `activation` gelu (the tanh form) or quick_gelu, `norm` a LayerNorm in front; `biases` trains every bias
     of the base too."""
@@ -41,6 +42,11 @@ class CrossModalConfig:
     activation: str = "quick_gelu"
     norm: bool = False
     biases: bool = False
+
+    def check(self) -> None:
+        self.some_of(BRANCHES, "branches")
+        self.one_of(activation=tuple(ACTIVATIONS))
+        self.at_least(1, "width", "shared")
 
 
 class HalfShared(nn.Module):
@@ -79,15 +85,9 @@ class CrossModal(WithBiases):
         super().__init__(clip, config.biases)
         c, base = config, clip.config
         self.config = c
-        if not c.branches or set(c.branches) - set(BRANCHES):
-            raise ClipreelError(
-                f"branches {', '.join(c.branches) or 'none'}: allowed are {', '.join(BRANCHES)} or both"
-            )
-        if c.activation not in ACTIVATIONS:
-            raise ClipreelError(f"activation {c.activation!r}: allowed are {', '.join(ACTIVATIONS)}")
         least = min(base.vision.width, base.text.width)
-        if c.width < 1 or not 0 < c.shared < least:
-            raise ClipreelError(f"width {c.width}, shared {c.shared}: give at least 1, and shared below {least}")
+        if c.shared >= least:
+            raise ClipreelError(f"shared {c.shared}: give less than {least}, the width of the narrower tower")
         if base.vision.layers != base.text.layers:
             raise ClipreelError(
                 f"the towers have {base.vision.layers} and {base.text.layers} layers, which cannot share pair by pair; "

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from clipreel.block import Block
 from clipreel.clip import Clip
-from clipreel.errors import ClipreelError
 from clipreel.noise import dropout
 from clipreel.sites import Layered, LayerTuner
+from clipreel.tuners.checking import Options
 
 PARTS = ("q", "k", "v", "out", "fc", "proj")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Options):
     """`targets` of q, k, v, out, fc, proj; `towers` of vision, text; `dropout` before A while training."""
 
     rank: int = 8
@@ -31,6 +31,12 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q", "v")
     towers: tuple[str, ...] = ("vision", "text")
     dropout: float = 0.0
+
+    def check(self) -> None:
+        self.some_of(PARTS, "targets")
+        self.some_of(("vision", "text"), "towers")
+        self.at_least(1, "rank")
+        self.a_share("dropout")
 
 
 class LowRank(LayerTuner):
@@ -78,12 +84,6 @@ class Lora(Layered):
     def __init__(self, clip: Clip, config: LoraConfig) -> None:
         super().__init__()
         c = config
-        unknown = [*(set(c.targets) - set(PARTS)), *(set(c.towers) - {"vision", "text"})]
-        if unknown or not c.targets or not c.towers:
-            allowed = f"targets of {', '.join(PARTS)} and towers of vision, text"
-            raise ClipreelError(f"{', '.join(unknown) or 'nothing'} is no place for LoRA; give {allowed}")
-        if c.rank < 1:
-            raise ClipreelError(f"rank {c.rank}: give at least 1")
         self.config = c
         for name in c.towers:
             for i, block in enumerate(getattr(clip, name).blocks):

@@ -21,18 +21,20 @@ from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, causal, jointly
 from clipreel.sites import NOTHING, LayerTuner
+from clipreel.tuners.checking import Options
 from clipreel.tuners.overriding import WithBiases
 
 FORWARDS = ("seq", "par", "ln_par")
 TIES = ("none", "down in", "down out", "up in", "up out", "down in cls", "down out cls")
 POOLINGS = ("mean", "pca")
 STARTS = ("released", "one")
+TIED = 2  # layers of each tower, the last ones
 CALIBRATED = 16  # hidden width of the calibration, whatever the bottleneck
 SQUARINGS = 6  # of the power method: as good as 64 steps
 
 
 @dataclass(frozen=True)
-class MvAdapterConfig:
+class MvAdapterConfig(Options):
     """The defaults are the paper's: bottlenecks of `width` 64 (text: `text_width`, None for the same), factors tied at
     "down in" of the last `tied` layers of both towers.
 
@@ -43,8 +45,9 @@ class MvAdapterConfig:
     `transformer` False leaves the bare bottleneck. `causal` texts see backwards only; else all `words` slots, filled or
     not, are read, as released. `pooling` makes one token of a frame's patches: mean, or pca (their leading component).
     `tie` is one of the six positions or none; `vision_tied` and `text_tied` list the tied layers in pairs, in place of
-    the last `tied`. `tie_start` "released" starts the tied weights scaled by random factors (of size 0.1), "one" as
-    they are. `vision_layers` and `text_layers` are the layers with an adapter (None: all, empty: none).
+    the last `tied`; where a tower has no adapter, nothing is. `tie_start` "released" starts the tied weights scaled by
+    random factors (of size 0.1), "one" as they are. `vision_layers` and `text_layers` are the layers with an adapter
+    (None: all, empty: none).
     """
 
     width: int = 64
@@ -62,7 +65,7 @@ class MvAdapterConfig:
     causal: bool = True
     pooling: str = "mean"
     tie: str = "down in"
-    tied: int = 2
+    tied: int = TIED
     vision_tied: tuple[int, ...] | None = None
     text_tied: tuple[int, ...] | None = None
     factor: int = 32
@@ -71,12 +74,9 @@ class MvAdapterConfig:
     text_layers: tuple[int, ...] | None = None
 
     def check(self) -> None:
-        for name, allowed in {"forward": FORWARDS, "tie": TIES, "pooling": POOLINGS, "tie_start": STARTS}.items():
-            if getattr(self, name) not in allowed:
-                raise ClipreelError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        for name in ("width", "heads", "frames", "words", "factor"):
-            if getattr(self, name) < 1:
-                raise ClipreelError(f"{name} {getattr(self, name)}: give at least 1")
+        self.one_of(forward=FORWARDS, tie=TIES, pooling=POOLINGS, tie_start=STARTS)
+        self.at_least(1, "width", "text_width", "heads", "frames", "words", "factor")
+        self.at_least(0, "tied")
         for width in (self.width, self.text_width or self.width):
             if width % self.heads:
                 raise ClipreelError(f"a bottleneck of {width} cannot be cut into {self.heads} heads")
@@ -84,8 +84,13 @@ class MvAdapterConfig:
             raise ClipreelError(f"temporal {', '.join(self.temporal)}: allowed are c, p, both or none")
         if self.temporal and not self.transformer:
             raise ClipreelError("without the transformer there is nothing to calibrate by; give temporal=[] too")
-        if self.tied < 0:
-            raise ClipreelError(f"tied {self.tied}: give 0 or more")
+        stated = self.vision_tied if self.vision_tied is not None else self.text_tied
+        if stated is None:
+            return
+        if stated and self.tie == "none":
+            raise ClipreelError("tie 'none' with vision_tied or text_tied: say where they are tied, or leave them out")
+        if self.tied not in (TIED, len(stated)):
+            raise ClipreelError(f"tied {self.tied} beside vision_tied and text_tied: give the number or the layers")
 
     def places(self, tower: str, layers: int) -> tuple[int, ...]:
         chosen = self.vision_layers if tower == "vision" else self.text_layers
@@ -100,7 +105,13 @@ class MvAdapterConfig:
         if self.tie == "none":
             return []
         if self.vision_tied is None and self.text_tied is None:
-            count = min(self.tied, len(vision), len(text))
+            most = min(len(vision), len(text))
+            if most and self.tied > most:
+                raise ClipreelError(
+                    f"tied {self.tied}: {len(vision)} video and {len(text)} text layers have an adapter; give at most "
+                    f"{most}, or tie=none"
+                )
+            count = min(self.tied, most)
             return list(zip(vision[len(vision) - count :], text[len(text) - count :], strict=True))
         ours, theirs = self.vision_tied or (), self.text_tied or ()
         stray = (set(ours) - set(vision)) | (set(theirs) - set(text))
@@ -327,10 +338,11 @@ class MvAdapter(WithBiases):
 
     def __init__(self, clip: Clip, config: MvAdapterConfig) -> None:
         super().__init__(clip, config.biases)
-        config.check()
         c, base = config, clip.config
         self.config, self.words = c, min(c.words, base.context)
         self.text_slots = base.context - self.words
+        if not c.places("vision", base.vision.layers) + c.places("text", base.text.layers):
+            raise ClipreelError("an MV-Adapter needs a layer; give vision_layers or text_layers")
         pairs = c.pairs(base)
         # registered before the layers that share them, so that each bears one name
         self.factors = nn.ParameterList(nn.Parameter(torch.zeros(c.factor)) for _ in pairs)
@@ -340,8 +352,6 @@ class MvAdapter(WithBiases):
             self.place("vision", i, VideoBottleneck(c, base.vision.width, vision.get(i)))
         for i in c.places("text", base.text.layers):
             self.place("text", i, TextBottleneck(c, base.text.width, self.words, text.get(i)))
-        if not self.placed:
-            raise ClipreelError("an MV-Adapter needs a layer; give vision_layers or text_layers")
 
     def text_length(self, ends: Tensor, length: int) -> int:
         if self.config.causal or not self.config.transformer:

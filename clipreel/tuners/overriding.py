@@ -14,15 +14,20 @@ from torch import Tensor
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.sites import NOTHING, Layered, Overrides, Tuner
+from clipreel.tuners.checking import Options
 
 
 @dataclass(frozen=True)
-class OverridingConfig:
+class OverridingConfig(Options):
     """`what`: full (every tensor, the logit scale too), bias (names that end in bias), proj (both projections), partial
     (the last `blocks` blocks of both towers; final LayerNorms and projections stay)."""
 
     what: str = "full"
     blocks: int = 1
+
+    def check(self) -> None:
+        self.one_of(what=("full", "bias", "proj", "partial"))
+        self.at_least(1, "blocks")
 
 
 def is_bias(name: str) -> bool:
@@ -31,7 +36,7 @@ def is_bias(name: str) -> bool:
 
 def chosen(c: OverridingConfig, clip: Clip) -> Callable[[str], bool]:
     layers = {"vision": clip.config.vision.layers, "text": clip.config.text.layers}
-    if c.what == "partial" and not 1 <= c.blocks <= min(layers.values()):
+    if c.what == "partial" and c.blocks > min(layers.values()):
         raise ClipreelError(f"blocks {c.blocks}: give 1 to {min(layers.values())}")
 
     def late(name: str) -> bool:
@@ -44,8 +49,6 @@ def chosen(c: OverridingConfig, clip: Clip) -> Callable[[str], bool]:
         "proj": lambda name: name in ("vision.head", "text.head"),
         "partial": late,
     }
-    if c.what not in rules:
-        raise ClipreelError(f"what {c.what!r}: allowed are {', '.join(rules)}")
     return rules[c.what]
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from clipreel.clip import Clip
 from clipreel.sites import Tuner
+from clipreel.tuners.checking import Options
 
 
 @dataclass(frozen=True)
-class Patch3dConfig:
+class Patch3dConfig(Options):
     """It has no options."""
 
 

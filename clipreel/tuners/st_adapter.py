@@ -18,10 +18,11 @@ from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout
 from clipreel.sites import LayerTuner
 from clipreel.tuners.adaptformer import VisionAdapters
+from clipreel.tuners.checking import Options
 
 
 @dataclass(frozen=True)
-class StAdapterConfig:
+class StAdapterConfig(Options):
     """`width` of the bottleneck, `places` of attn, mlp (what it stands before), `kernel` in frames (odd);
     `hide_padding` False is the released behaviour. `text_width` above 0 puts bottlenecks into the text tower too,
     `biases` trains every bias of the base. What stands before the last MLP has no effect, because CLS alone is read
@@ -33,6 +34,13 @@ class StAdapterConfig:
     hide_padding: bool = True
     text_width: int = 0
     biases: bool = False
+
+    def check(self) -> None:
+        self.some_of(("attn", "mlp"), "places")
+        self.at_least(1, "width")
+        self.at_least(0, "text_width")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ClipreelError(f"kernel {self.kernel}: give an odd number of frames")
 
 
 class TimeConv(nn.Module):
@@ -80,9 +88,5 @@ class StAdapter(VisionAdapters):
     def __init__(self, clip: Clip, config: StAdapterConfig) -> None:
         super().__init__(clip, config.text_width, config.biases)
         c = self.config = config
-        if not c.places or set(c.places) - {"attn", "mlp"}:
-            raise ClipreelError(f"places {', '.join(c.places) or 'none'}: allowed are attn, mlp or both")
-        if c.width < 1 or c.kernel < 1 or c.kernel % 2 == 0:
-            raise ClipreelError(f"width {c.width}, kernel {c.kernel}: give a width of at least 1 and an odd kernel")
         for i in range(clip.config.vision.layers):
             self.place("vision", i, StLayer(c, clip.config.vision.width))

@@ -21,13 +21,14 @@ from clipreel.clip import Clip, TextTower, VideoTower
 from clipreel.errors import ClipreelError
 from clipreel.patterns import Layout, jointly
 from clipreel.sites import Layered, LayerTuner
+from clipreel.tuners.checking import Options
 
 TEXT_READS = ("eos", "released")
 CONTEXT_MODULES = ("bilstm", "lstm", "transformer")
 
 
 @dataclass(frozen=True)
-class VopConfig:
+class VopConfig(Options):
     """Which prompts there are. VoP is (general 8), P (4, position 4), C (4, context 4), F (8, joint_layers None).
 
     `general`, `position`, `context` count prompts per frame and layer: the same for all frames, one set per frame
@@ -71,17 +72,9 @@ class VopConfig:
         return max(1, min(4, layers // 3)) if self.joint_layers is None else self.joint_layers
 
     def check(self) -> None:
-        counts = {n: getattr(self, n) for n in ("general", "position", "context", "prefix", "suffix")}
-        counts |= {} if self.joint_layers is None else {"joint_layers": self.joint_layers}
-        for name, value in counts.items():
-            if value < 0:
-                raise ClipreelError(f"{name} {value}: give 0 or more")
-        if self.frames < 1:
-            raise ClipreelError(f"frames {self.frames}: give at least 1")
-        if self.text_read not in TEXT_READS:
-            raise ClipreelError(f"text_read {self.text_read!r}: allowed are {', '.join(TEXT_READS)}")
-        if self.context_module not in CONTEXT_MODULES:
-            raise ClipreelError(f"context_module {self.context_module!r}: allowed are {', '.join(CONTEXT_MODULES)}")
+        self.at_least(0, "general", "position", "context", "joint_layers", "prefix", "suffix", "std", "position_std")
+        self.at_least(1, "frames")
+        self.one_of(text_read=TEXT_READS, context_module=CONTEXT_MODULES)
         if self.vision_layers is not None and (self.joint_layers != 0 or self.position or self.context):
             raise ClipreelError(
                 "vision_layers limits general prompts; leave it out with position, context, joint_layers"
@@ -333,7 +326,6 @@ class Vop(Layered):
 
     def __init__(self, clip: Clip, config: VopConfig) -> None:
         super().__init__()
-        config.check()
         c, base = config, clip.config
         self.config = c
         self.text_slots, self.slots = c.prefix + c.suffix, base.context

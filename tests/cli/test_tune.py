@@ -264,6 +264,8 @@ def test_a_method_that_cannot_be_merged_is_not_exported(
     [
         (("learning_rate=1",), "unknown key learning_rate"),
         (("options.joint_layer=2",), "did you mean options.joint_layers?"),
+        (("options.frames=4",), "options.frames=4: as many positions are learned as there are frames; say frames=4"),
+        (("options.general=2.5",), "general 2.5: give a whole number"),
         (("lr=fast",), "lr = 'fast' is not a number"),
         (("data.train=train",), "name all of data.train, data.validation and data.held_out"),
         (("data.held_out_share=0.99",), "give more videos, or other shares"),

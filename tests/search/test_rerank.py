@@ -119,6 +119,27 @@ def test_rerank_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert len(rows) == 3
         assert [r["score"] for r in rows] == sorted((r["score"] for r in rows), reverse=True)
+    # a head of its own scale, and hits behind its candidates: neither is judged in words that are about cosines
+    save_head(tmp_path / "tight", base.headed(build_head("tight_transf", base.clip)))
+    for head in ("soft_frames", str(tmp_path / "tight")):
+        few = ["search", "a red circle", "--index", place, "--rerank", head, "--candidates", "2"]
+        assert main(few) == 0
+        told = capsys.readouterr()
+        lines = told.out.splitlines()
+        assert ["not reranked" if "not reranked" in line else line.split()[2] for line in lines] == [
+            "reranked",
+            "reranked",
+            "not reranked",
+        ]
+        assert "scored the first 2; those behind keep their cosines" in told.err
+        assert not any(word in told.out for word in ("match", "unlikely"))
+        assert main([*few, "--json"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [r["reranked"] for r in rows] == [True, True, False]
+    assert main(["search", "a red circle", "--index", place, "--rerank", "meanP"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert main(["search", "a", "--index", place, "--rerank", "X-Pool"]) == 2
+    assert "x_pool must be trained" in capsys.readouterr().err
     assert main(["search", "a", "--index", place, "--rerank", str(tmp_path)]) == 2
     assert "there is no head_config.json" in capsys.readouterr().err
     other = str(tmp_path / "j")

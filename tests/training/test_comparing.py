@@ -267,6 +267,32 @@ def test_a_table_survives_json(tmp_path: Path) -> None:
         Study.from_dict({"rows": [{}]})
 
 
+def test_what_validation_said_stands_beside_where_it_is_known(tmp_path: Path) -> None:
+    """Settings are chosen by it, so that it belongs into the table; older reports and tables do not have it."""
+    chosen = {"t2v R@1": 40.0, "t2v R@5": 90.0, "t2v R@10": 95.0, "v2t R@1": 50.0, "v2t R@5": 80.0, "v2t R@10": 99.0}
+    for seed in (0, 1):
+        report(tmp_path / "new" / f"seed-{seed}", features(0.5, seed), seed, 4)
+        path = tmp_path / "new" / f"seed-{seed}" / "report.json"
+        told = {k: v + seed for k, v in chosen.items()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "validation": told}))
+    report(tmp_path / "old", features(0.1, 2), 0, 4)
+    found = finished([tmp_path / "new", tmp_path / "old"])[0]
+    new, old = found.rows
+    assert new.validation == {k: Spread(v + 0.5, v, v + 1) for k, v in chosen.items()}
+    assert old.validation == {}
+    data = json.loads(json.dumps(found.to_dict()))
+    assert rendering.lines(Study.from_dict(data)) == rendering.lines(found)
+    head, *body = rendering.lines(found)
+    assert head[3:6] == ["steps", "val t2v R@1", "val v2t R@1"]
+    assert {line[0]: line[4:6] for line in body} == {
+        "new": ["40.5 (40.0-41.0)", "50.5 (50.0-51.0)"],
+        "old": ["", ""],
+    }
+    for row in data["rows"]:
+        del row["validation"]
+    assert rendering.lines(Study.from_dict(data))[0][3:5] == ["steps", "t2v R@1"]
+
+
 def test_runs_of_a_version_with_fewer_settings_are_done(tmp_path: Path) -> None:
     report(tmp_path / "old", features(0.5), 3, 4)
     base = TuneConfig(method="vop")  # vop_fc of a former version had one rate for all parts
