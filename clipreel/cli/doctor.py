@@ -114,7 +114,7 @@ def examined(parts: Mapping[str, Part], log: Path, workers: int, time_limit: flo
 
     paths = list(dict.fromkeys(s.video for part in parts.values() for s in part.samples))
     seen = look_at(paths, log, workers=workers, timeout_s=time_limit, progress=Progress("looking at files"))
-    gone = [Finding("missing", id, f"{name}: no file") for name, part in parts.items() for id in part.missing]
+    gone = [Finding("missing", id, f"no file (split {name})") for name, part in parts.items() for id in part.missing]
     context, _, count = CLIP_READS if model is None else reading(model)
     splits = {str(s.video): name for name, part in parts.items() for s in part.samples}
     return Checkup(seen, [*gone, *problems(seen, splits), *caption_problems(parts, context, count)])
@@ -167,7 +167,8 @@ def told(parts: Mapping[str, Part], checkup: Checkup) -> None:
     for kind in KINDS:
         found = [f for f in checkup.findings if f.kind == kind]
         if found:
-            print(f"{kind}: {len(found)}, the first: {shown(found[0].name)[:60]} {shown(found[0].says)[:80]}")
+            says = f": {shown(found[0].says)[:80]}" if found[0].says else ""
+            print(f"{kind}: {len(found)}, the first: {shown(found[0].name)[:60]}{says}")
 
 
 def reading(model: Retriever) -> Reads:

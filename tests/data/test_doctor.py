@@ -27,6 +27,7 @@ from clipreel.data.shapes import ShapesWorld
 from clipreel.data.sources import notes
 from clipreel.errors import ClipreelError
 from clipreel.video.quarantine import read_quarantine, write_quarantine
+from tests.data import published
 from tests.video.make import write, write_audio
 
 
@@ -259,3 +260,12 @@ def test_wrong_words_are_one_line(ward: Path, capsys: pytest.CaptureFixture[str]
     assert "--also 'ugly': allowed are missing, broken, truncated" in capsys.readouterr().err
     assert main(["doctor", str(ward), "--form", "clip4clip"]) == 2
     assert "--form goes with a published data set by its name" in capsys.readouterr().err
+
+
+def test_a_missing_video_of_a_set_is_named_with_its_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    films = ShapesWorld().write_videos(tmp_path / "videos", "train", count=4)
+    published.xpool_msvd(tmp_path, {"train": films[:1], "validation": films[1:2], "test": films[2:]})
+    films[2].video.unlink()
+    command = ["doctor", "msvd", "--root", str(tmp_path), "--form", "x-pool", "--split", "test"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert f"missing: 1, the first: {films[2].id}: no file (split test)" in capsys.readouterr().out
