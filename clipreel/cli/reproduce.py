@@ -49,8 +49,8 @@ def reproduce(
             another way is a change.
         seeds: How many runs, from the frozen seed on.
         out: Folder of the runs. (Default: reproduced/CELL.)
-        cache: Folder of decoded frames, which cells of one data set may share: cells of tune with as many frames, and
-            of post-pretraining. (Default: OUT.)
+        cache: Folder of decoded frames, of `clipreel prepare` or made here, which cells of one data set may share:
+            cells of tune with as many frames, and of post-pretraining. (Default: OUT.)
         download: Allow the base to be fetched from the hub.
         device: Where to train: auto takes the GPU where there is one.
         json: Print the result as JSON.
@@ -114,6 +114,7 @@ def run(
     """The stages that are not done, each with its own seed, then the cell with all seeds."""
     from functools import partial
 
+    from clipreel.cli.output import Progress
     from clipreel.cli.search import load_model
     from clipreel.cli.tune_page import page
     from clipreel.training.alpro_stages import StageConfig
@@ -144,6 +145,7 @@ def run(
             earlier=earlier,
             made=lambda tuned, place: page(tuned, place) if world().first else None,
             progress=progress,
+            decoding=Progress("decoding", world().first),
             say=say,
         )
         earlier = found.parts

@@ -142,6 +142,7 @@ def reproduce(
     earlier: Mapping[str, str] | None = None,
     made: Callable[[Tuned, Path], object] = lambda tuned, folder: None,
     progress: Callable[[int, int, str], None] = lambda done, total, extra: None,
+    decoding: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Reproduced:
     """Train what is not done, read all, and write result.json and row.md into the folder of the cell.
@@ -161,10 +162,10 @@ def reproduce(
         else:
             say(f"{folder}: {link.entry.name}, seed {seed}")
             if isinstance(wanted, TuneConfig):
-                place = cache or out
-                made(tune(wanted, folder, scratch=place, base=base, device=device, progress=progress, say=say), folder)
+                how: dict[str, Any] = {"scratch": cache or out, "device": device, "decoding": decoding}
+                made(tune(wanted, folder, base=base, progress=progress, say=say, **how), folder)
             else:
-                how: dict[str, Any] = {"data": data, "cache": cache, "device": device, "download": download}
+                how = {"data": data, "cache": cache, "device": device, "download": download}
                 run_judged(wanted, folder, base=base, progress=progress, say=say, **how)
         runs.append(judged_tune(folder) if isinstance(wanted, TuneConfig) else read_judged(folder, wanted))
     found = collected(link, config, list(seeds), runs, earlier or {})
