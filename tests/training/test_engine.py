@@ -270,6 +270,11 @@ class Time:
     def perf_counter(self) -> float:
         return self.now
 
+    time = monotonic = perf_counter
+
+    def time_ns(self) -> int:
+        return int(1e9 * self.now)
+
 
 def test_rate_time_left_and_waiting_are_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time()
