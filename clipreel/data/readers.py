@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clipreel.data.many import all_kept
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.video.quarantine import read_quarantine
@@ -41,6 +42,7 @@ class Row:
         return ClipreelError(f"{self.where}: {problem}")
 
 
+@all_kept()
 def read_samples(
     path: str | Path,
     videos: str | Path | None = None,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from clipreel.data.forms import READERS, Annotated
+from clipreel.data.many import all_kept
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.video.quarantine import read_quarantine
@@ -114,6 +115,7 @@ class VideoSet:
         drawn = "validation" not in published and {"train", "test"} <= set(published)
         return (*published, DEVELOPMENT) if drawn else published
 
+    @all_kept()
     def part(self, split: str) -> Part:
         """One split. Raises ClipreelError for a split that was not published, for files that are not what they should
         be, for a test list that shares videos with a training list that lies here, and where no video is there."""
@@ -194,7 +196,7 @@ class VideoSet:
             path = places.find(annotated.names.get(id, id), id)
             if path is None:
                 missing.append(id)
-            elif (reason := bad.get(os.path.abspath(path))) is not None:
+            elif bad and (reason := bad.get(os.path.abspath(path))) is not None:
                 quarantined.append((id, reason))
             else:
                 said = spoken(captions, mode, how.get("longest"))

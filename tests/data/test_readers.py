@@ -1,6 +1,7 @@
 """Annotation files: three kinds that say the same, and one line on whatever is wrong with them."""
 
 import csv
+import gc
 import json
 import math
 import tempfile
@@ -24,6 +25,21 @@ ROWS = [
     {"video": "sub/b.mkv", "caption": "the end", "start": 2.5, "split": "val"},
     {"video": "00.05.16.065", "caption": "no ending", "id": "own", "split": "val"},
 ]
+
+
+def test_the_collector_is_back_after_reading(tmp_path: Path) -> None:
+    (tmp_path / "annotations.jsonl").write_text("{}\n")
+    assert gc.isenabled()
+    with pytest.raises(ClipreelError):
+        read_samples(tmp_path)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(ClipreelError):
+            read_samples(tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def write(folder: Path, kind: str, rows: list[dict] = ROWS) -> Path:
