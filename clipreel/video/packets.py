@@ -50,7 +50,8 @@ class DecodeError(ClipreelError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the packets of a file say. `rotation` in degrees as the file asks for; `start_s` is its first time stamp."""
+    """What the packets of a file say. `width` and `height` count coded pixels, `aspect` is the width of one over its
+    height; `rotation` in degrees as the file asks for; `start_s` is its first time stamp."""
 
     path: Path
     duration_s: float
@@ -62,6 +63,13 @@ class VideoInfo:
     frames: int
     constant_rate: bool
     rotation: int = 0
+    aspect: float = 1.0
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height as a player shows it: upright, with square pixels."""
+        across = max(1, round(self.width * self.aspect))
+        return (self.height, across) if self.rotation // 90 % 2 else (across, self.height)
 
 
 @dataclass
@@ -209,6 +217,7 @@ def scan(path: Path, clock: Clock) -> Packets:
             frames=len(pts),
             # one tick of rounding either way is still a constant rate
             constant_rate=bool(len(gaps) == 0 or gaps.max() - gaps.min() <= 2),
+            aspect=float(stream.sample_aspect_ratio or 1),
         )
     return Packets(pts, [p for p, key in found if key] or pts[:1], tick, info, warnings)
 
