@@ -191,6 +191,16 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     return container, streams[0]
 
 
+def sought(container: InputContainer, stream: VideoStream, at_s: float) -> bool:
+    """Goes to the keyframe before a moment, in seconds from the first frame. False where the file has no way to find
+    one, as raw streams: then the container is of no more use, and another has to be read from the start."""
+    try:
+        container.seek((stream.start_time or 0) + int(at_s / (stream.time_base or 1)), stream=stream, backward=True)
+    except av.FFmpegError:
+        return False
+    return True
+
+
 def is_cover(stream: VideoStream) -> bool:
     """Whether a stream is the cover picture of a music file."""
     return bool(stream.disposition & stream.disposition.__class__.attached_pic)
