@@ -67,7 +67,12 @@ def shown(path: str) -> str:
 
 def skipped(rows: Sequence[tuple[str, str]]) -> None:
     """The last lines of a run that left inputs out: each with its reason."""
-    if rows:
-        print(f"skipped {len(rows)}:", file=sys.stderr)
-        for path, reason in rows:
-            print(f"  {shown(path)}: {reason}", file=sys.stderr)
+    if not rows:
+        return
+    from clipreel.video.packets import WHAT_TO_DO
+
+    print(f"skipped {len(rows)}:", file=sys.stderr)
+    for path, reason in rows:
+        # this one can be had back, so nobody should delete it as broken
+        more = f"; {WHAT_TO_DO[reason]}" if reason == "incomplete" else ""
+        print(f"  {shown(path)}: {reason}{more}", file=sys.stderr)

@@ -24,7 +24,7 @@ from clipreel.errors import ClipreelError
 from clipreel.video.content import content_hash
 from clipreel.video.decode import Stream, stream_frames
 from clipreel.video.many import stream_many
-from clipreel.video.packets import DecodeError
+from clipreel.video.packets import WHAT_TO_DO, DecodeError
 from clipreel.video.quarantine import state
 from clipreel.video.sampling import Sampling
 
@@ -215,7 +215,8 @@ def of_file(s: Seen) -> Iterator[Finding]:
 
     if s.reason:
         kind = "missing" if s.reason == "missing" else "broken"
-        yield finding(kind, "" if kind == "missing" else f"{s.reason}{f' ({s.detail})' if s.detail else ''}")
+        more = f"; {WHAT_TO_DO[s.reason]}" if s.reason == "incomplete" else ""
+        yield finding(kind, "" if kind == "missing" else f"{s.reason}{f' ({s.detail})' if s.detail else ''}{more}")
         return
     # what is said of time stamps is no damage
     if damage := [w for w in s.warnings if "no time stamps" not in w]:

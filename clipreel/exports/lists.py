@@ -1,6 +1,7 @@
 """Hits as text: CSV and JSON for tables and programs, EDL (CMX 3600) and FCPXML for editing programs.
 
-An EDL names its sources and counts frames at one rate; FCPXML links the files and keeps fractions of seconds exact.
+An EDL names its sources and counts frames at one rate; FCPXML links the files, each with its own rate, and
+keeps fractions of seconds exact.
 """
 
 from __future__ import annotations
@@ -99,51 +100,76 @@ def as_json(places: Sequence[Place], _: str = "") -> str:
 
 
 def as_edl(places: Sequence[Place], title: str) -> str:
-    """Cuts one after the other; all time codes count frames of the rate that most sources have, without drops."""
+    """Cuts one after the other; all time codes count frames of the rate that most sources have, without drops.
+
+    Remarks say that rate, and where a source has another one: an EDL has no place for two.
+    """
     if len(places) > MOST_EVENTS:
         raise ClipreelError(f"{len(places)} hits: an EDL has at most {MOST_EVENTS} events; export fewer, or FCPXML")
     rate = usual_rate(places)
+    counted = f"TIME CODES COUNT {a_second(rate)}"
     lines = [f"TITLE: {one_line(title)}", "FCM: NON-DROP FRAME", ""]
     at = 0
     for n, p in enumerate(places, 1):
         first, last = frames(p.start_s, rate), frames(p.end_s, rate)
         last = max(last, first + 1)
         times = [timecode(f, rate) for f in (first, last, at, at + last - first)]
-        lines += [f"{n:03d}  AX       V     C        {' '.join(times)}", f"* FROM CLIP NAME: {one_line(p.name)}", ""]
+        lines += [f"{n:03d}  AX       V     C        {' '.join(times)}", f"* FROM CLIP NAME: {one_line(p.name)}"]
+        if (own := known_rate(p.rate)) != rate:
+            lines.append(f"* NOTE: THIS SOURCE HAS {a_second(own)}, {counted}")
+        elif n == 1:  # remarks belong to events: some readers take none before the first
+            lines.append(f"* {counted}")
+        lines.append("")
         at += last - first
     return "\r\n".join(lines)
 
 
 def as_fcpxml(places: Sequence[Place], title: str) -> str:
+    """Cuts one after the other at the rate that most sources have; each source has its own rate and size."""
     rate = usual_rate(places)
     root = ElementTree.Element("fcpxml", version="1.9")
     resources = ElementTree.SubElement(root, "resources")
-    size = {"width": str(places[0].width), "height": str(places[0].height)} if places[0].width else {}
-    ElementTree.SubElement(resources, "format", {"id": "r0", "frameDuration": seconds(Fraction(1), rate), **size})
+    add_format(resources, "r0", next(p for p in places if known_rate(p.rate) == rate))
     assets: dict[str, str] = {}
     for p in places:
         if p.source not in assets:
-            assets[p.source] = f"r{len(assets) + 1}"
-            whole = seconds(Fraction(max(1, frames(p.duration_s, rate))), rate)
-            about = {"name": clean(p.name), "start": "0s", "duration": whole, "hasVideo": "1", "format": "r0"}
-            asset = ElementTree.SubElement(resources, "asset", {"id": assets[p.source], **about})
-            source = Path(p.source).as_uri() if Path(p.source).is_absolute() else clean(p.source)
-            ElementTree.SubElement(asset, "media-rep", kind="original-media", src=source)
+            n = 2 * len(assets) + 1
+            assets[p.source] = f"r{n + 1}"
+            add_asset(resources, assets[p.source], f"r{n}", p)
     event = ElementTree.SubElement(ElementTree.SubElement(root, "library"), "event", name=clean(title))
     project = ElementTree.SubElement(event, "project", name=clean(title))
     sequence = ElementTree.SubElement(project, "sequence", format="r0", tcStart="0s", tcFormat="NDF")
     spine = ElementTree.SubElement(sequence, "spine")
     at = 0
     for p in places:
-        first = frames(p.start_s, rate)
-        length = max(1, frames(p.end_s, rate) - first)
-        times = {n: seconds(Fraction(v), rate) for n, v in (("offset", at), ("start", first), ("duration", length))}
+        own = known_rate(p.rate)
+        start = frames(p.start_s, own) / own  # a frame of the source, the others of the sequence
+        length = max(1, int((frames(p.end_s, own) / own - start) * rate))  # whole ones: none lies behind the end
+        times = {"offset": seconds(at / rate), "start": seconds(start), "duration": seconds(length / rate)}
         ElementTree.SubElement(spine, "asset-clip", {"ref": assets[p.source], "name": clean(p.name), **times})
         at += length
-    sequence.set("duration", seconds(Fraction(at), rate))
+    sequence.set("duration", seconds(at / rate))
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n{text}\n'
+
+
+def add_format(resources: ElementTree.Element, id: str, place: Place) -> None:
+    """The rate and, where it is known, the size of a source."""
+    size = {"width": str(place.width), "height": str(place.height)} if place.width and place.height else {}
+    frame = seconds(1 / known_rate(place.rate))
+    ElementTree.SubElement(resources, "format", {"id": id, "frameDuration": frame, **size})
+
+
+def add_asset(resources: ElementTree.Element, id: str, format: str, place: Place) -> None:
+    """A source, with a format of its own."""
+    add_format(resources, format, place)
+    rate = known_rate(place.rate)
+    whole = seconds(max(1, frames(place.duration_s, rate)) / rate)
+    about = {"name": clean(place.name), "start": "0s", "duration": whole, "hasVideo": "1", "format": format}
+    asset = ElementTree.SubElement(resources, "asset", {"id": id, **about})
+    source = Path(place.source).as_uri() if Path(place.source).is_absolute() else clean(place.source)
+    ElementTree.SubElement(asset, "media-rep", kind="original-media", src=source)
 
 
 MAKERS: dict[str, Callable[[Sequence[Place], str], str]] = {
@@ -181,10 +207,13 @@ def timecode(frame: int, rate: Fraction) -> str:
     return f"{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}:{frame:02d}"
 
 
-def seconds(count: Fraction, rate: Fraction) -> str:
-    """So many frames as FCPXML writes time: a fraction of seconds."""
-    time = count / rate
+def seconds(time: Fraction) -> str:
+    """A time as FCPXML writes it: a fraction of seconds."""
     return f"{time.numerator}/{time.denominator}s" if time.denominator > 1 else f"{time.numerator}s"
+
+
+def a_second(rate: Fraction) -> str:
+    return f"{float(rate):.5g} FRAMES A SECOND"
 
 
 def one_line(text: str) -> str:

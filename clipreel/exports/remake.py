@@ -19,7 +19,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 from clipreel.errors import ClipreelError
-from clipreel.video.packets import DecodeError, open_video
+from clipreel.video.packets import DecodeError, open_video, sought
 
 How = Literal["copy", "encode"]
 # the first that this build of FFmpeg has; all are played by browsers in MP4
@@ -81,6 +81,11 @@ def remake(
     if not 0 <= start_s < (float("inf") if end_s is None else end_s):
         raise ClipreelError(f"from {start_s:g} s to {end_s:g} s: the end must lie behind the start")
     container, stream = open_video(path)
+    if start_s > 0 and not sought(container, stream, start_s):
+        container.close()
+        if how == "copy":
+            raise DecodeError(path, "corrupt", "no keyframe in it can be found without decoding")
+        container, stream = open_video(path)
     options = FRAGMENTED if fragmented else {"movflags": "+faststart"}
     try:
         with container, av.open(str(out), "w", format="mp4", options=options) as target:
@@ -100,7 +105,7 @@ def remake(
 
 @dataclass
 class Part:
-    """One conversion under way. Times inside are seconds of the source, from its first frame."""
+    """One conversion under way, from where the container is. Times are seconds of the source, from its first frame."""
 
     container: InputContainer
     target: OutputContainer
@@ -116,15 +121,15 @@ class Part:
         self.zero_s = (self.video.start_time or 0) * float(self.video.time_base or 0)
         self.first_s: float | None = None
         self.last_s = 0.0
-        if self.start_s > 0:
-            at = int((self.start_s + self.zero_s) / float(self.video.time_base))
-            self.container.seek(at, stream=self.video, backward=True)
+        self.ended = False
 
     def packets(self) -> Iterator[Packet]:
         """Packets of picture and sound; a damaged end ends them, and so does a second behind the end."""
         streams = [self.video] if self.sound is None else [self.video, self.sound]
         try:
             for packet in self.container.demux(streams):
+                if self.ended:
+                    return
                 at = packet.dts if packet.dts is not None else packet.pts
                 if at is not None and self.end_s is not None and self.seconds(packet, at) > self.end_s + 1.0:
                     return
@@ -201,6 +206,7 @@ class Part:
             for frame in frames_of(packet):
                 at_s = count / float(rate) if frame.pts is None else frame.pts * float(frame.time_base) - self.zero_s
                 count += 1
+                self.ended = frame.pts is None and not self.inside(at_s)
                 if at_s < self.start_s - 0.5 / float(rate) or not self.inside(at_s):
                     continue
                 self.told(at_s)

@@ -203,7 +203,8 @@ def _add(
         else:
             stream, vectors = made
             info = stream.info
-            files.append(replace(row, duration_s=info.duration_s, width=info.width, height=info.height))
+            width, height = info.shown
+            files.append(replace(row, duration_s=info.duration_s, width=width, height=height))
             rows += [{"id": f"{row.id}/{n}", "file": row.id, **fields} for n, fields in enumerate(vectors)]
             report.indexed, report.video_s = report.indexed + 1, report.video_s + info.duration_s
             report.vectors += len(vectors)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image, ImageOps
 
-from clipreel.video.packets import DecodeError, open_video
+from clipreel.video.packets import WHAT_TO_DO, DecodeError, open_video, sought
 
 MEMORY = 4 << 30
 IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -43,7 +44,7 @@ def probe(request: dict[str, Any], _: bytes) -> Answer:
     container, stream = open_video(Path(request["path"]))
     with container:
         audio = container.streams.audio[0] if container.streams.audio else None
-        frame = next(shown(container, stream, 0.0), None)
+        frame = next(shown(container, stream), None)
         if frame is None:
             raise Refused("no-frames", "no frame of it can be decoded")
         facts = {
@@ -88,7 +89,7 @@ def image(request: dict[str, Any], data: bytes) -> Answer:
             opened.draft("RGB", (SIDE, SIDE))
             small = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise Refused("not-an-image", f"no readable image ({type(e).__name__}); send PNG, JPEG or WebP") from e
+        raise Refused("not-an-image", "no readable image; send PNG, JPEG or WebP") from e
     small.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     small.save(out, "PNG", compress_level=1)
@@ -106,14 +107,8 @@ TASKS: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
 # ------------------------------------------------------------------ frames
 
 
-def shown(container: Any, stream: Any, at_s: float) -> Iterator[VideoFrame]:
-    """Frames from the keyframe before a moment on; a broken packet costs its frames."""
-    if at_s > 0:
-        first = stream.start_time or 0
-        try:
-            container.seek(first + int(at_s / stream.time_base), stream=stream, backward=True)
-        except av.FFmpegError:
-            container.seek(0)
+def shown(container: Any, stream: Any) -> Iterator[VideoFrame]:
+    """Frames from where the container is; a broken packet costs its frames."""
     try:
         for packet in container.demux(stream):
             try:
@@ -124,31 +119,62 @@ def shown(container: Any, stream: Any, at_s: float) -> Iterator[VideoFrame]:
         return
 
 
+class Film:
+    """An open video that shows frames at ascending moments."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seeks = path, True
+        self._start()
+
+    def _start(self) -> None:
+        self.container, self.stream = open_video(self.path)
+        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        self.zero = (self.stream.start_time or 0) * float(self.stream.time_base or 0)
+        self.count = 0  # of frames, for streams without times
+        self._from_here()
+
+    def _from_here(self) -> None:
+        self.source, self.position = shown(self.container, self.stream), -1.0
+        self.last: VideoFrame | None = None
+
+    def at(self, moment: float) -> VideoFrame:
+        """The frame that a player shows at a moment; the last one there is where the file ends before."""
+        if moment > 0 and self.seeks and (self.last is None or moment - self.position > 4.0):
+            self.seeks = sought(self.container, self.stream, moment)
+            if self.seeks:
+                self._from_here()
+            else:
+                self._again()
+        self._go(moment)
+        if self.last is None:  # the seek misled
+            self._again()
+            self._go(moment)
+        if self.last is None:
+            raise Refused("no-frames", "no frame of it can be decoded")
+        return self.last
+
+    def _again(self) -> None:
+        self.close()
+        self._start()
+
+    def _go(self, moment: float) -> None:
+        if self.last is not None and self.position >= moment - 0.02:
+            return
+        for frame in islice(self.source, LOOK_AHEAD):
+            self.last = frame
+            self.position = self.count / self.rate if frame.time is None else frame.time - self.zero
+            self.count += 1
+            if self.position >= moment - 0.02:
+                break
+
+    def close(self) -> None:
+        self.container.close()
+
+
 def frames_at(path: Path, moments: list[float], width: int) -> list[Image.Image]:
-    """The pictures that a player shows at ascending moments; the last one there is where the file ends before."""
-    container, stream = open_video(path)
-    pictures: list[Image.Image] = []
-    with container:
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        count = 0  # of frames, for streams without times
-        zero = (stream.start_time or 0) * float(stream.time_base or 0)
-        position = -1.0
-        source: Iterator[VideoFrame] = iter(())
-        last: VideoFrame | None = None
-        for moment in moments:
-            if last is None or moment < position or moment - position > 4.0:
-                source, last = shown(container, stream, moment), None
-            for frame in islice(source, LOOK_AHEAD):
-                last, count = frame, count + 1
-                position = count / rate if frame.time is None else frame.time - zero
-                if position >= moment - 0.02:
-                    break
-            if last is None:  # behind the end, or the seek misled: from the start
-                last = next(shown(container, stream, 0.0), None)
-            if last is None:
-                raise Refused("no-frames", "no frame of it can be decoded")
-            pictures.append(small(last, stream, width))
-    return pictures
+    """The pictures of a video at ascending moments."""
+    with closing(Film(path)) as film:
+        return [small(film.at(moment), film.stream, width) for moment in moments]
 
 
 def small(frame: VideoFrame, stream: Any, width: int) -> Image.Image:
@@ -191,7 +217,9 @@ def answer(request: dict[str, Any], data: bytes) -> Answer:
     except DecodeError as e:
         return {"ok": False, "code": e.reason, "message": e.detail or e.reason}, b""
     except (av.FFmpegError, MemoryError, ValueError, OSError) as e:
-        return {"ok": False, "code": "corrupt", "message": f"it cannot be decoded ({type(e).__name__})"}, b""
+        why = "it needs too much memory" if isinstance(e, MemoryError) else getattr(e, "strerror", None)
+        message = f"it cannot be decoded{f' ({why})' if why else ''}; {WHAT_TO_DO['corrupt']}"
+        return {"ok": False, "code": "corrupt", "message": message}, b""
 
 
 def main() -> None:

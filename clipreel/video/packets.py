@@ -26,11 +26,12 @@ from clipreel.errors import ClipreelError
 
 av.logging.set_level(None)  # the reasons go into errors and warnings, not to the terminal
 
-REASONS = ("missing", "no-access", "empty", "not-video", "no-frames", "corrupt", "timeout", "crash")
+REASONS = ("missing", "no-access", "empty", "incomplete", "not-video", "no-frames", "corrupt", "timeout", "crash")
 WHAT_TO_DO = {
     "missing": "check the path",
     "no-access": "give this user the right to read it",
     "empty": "copy it again, it has no bytes",
+    "incomplete": "copy it again; if the recording itself broke off, a repair tool such as untrunc may save it",
     "not-video": "leave it out, there is no video stream in it",
     "no-frames": "try to play it; no frame of it can be decoded",
     "corrupt": "copy it again or repair it with ffmpeg -i IN -c copy OUT",
@@ -50,7 +51,8 @@ class DecodeError(ClipreelError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the packets of a file say. `rotation` in degrees as the file asks for; `start_s` is its first time stamp."""
+    """What the packets of a file say. `width` and `height` count coded pixels, `aspect` is the width of one over its
+    height; `rotation` in degrees as the file asks for; `start_s` is its first time stamp."""
 
     path: Path
     duration_s: float
@@ -62,6 +64,13 @@ class VideoInfo:
     frames: int
     constant_rate: bool
     rotation: int = 0
+    aspect: float = 1.0
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height as a player shows it: upright, with square pixels."""
+        across = max(1, round(self.width * self.aspect))
+        return (self.height, across) if self.rotation // 90 % 2 else (across, self.height)
 
 
 @dataclass
@@ -107,6 +116,9 @@ FORMATS = (
 )
 
 
+BOXES = 1000  # of a file that are looked at for its index
+
+
 def check_file(path: Path) -> None:
     """Raises DecodeError for what cannot be a video file before anything is opened."""
     try:
@@ -130,6 +142,32 @@ def looks_stated(path: Path) -> bool:
     return head[:4] == b"\x1a\x45\xdf\xa3" or head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
+def lacks_index(path: Path) -> bool:
+    """Whether it is an MP4 or QuickTime file without all of its index (moov): a copy or a recording broke off."""
+    with open(path, "rb") as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        for _ in range(BOXES):
+            file.seek(at)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:  # then it stands in 64 bits
+                length = int.from_bytes(head[8:], "big")
+            if kind == b"meta" or (at == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide")):
+                return False  # a picture (HEIF), or something else
+            whole = length >= 8 and at + length <= size
+            if kind == b"moov" or not whole:  # a length of 0 is "up to the end"
+                return kind != b"moov" or not (whole or length == 0)
+            at += length
+    return False
+
+
+def unopened(path: Path, detail: str) -> DecodeError:
+    """Why a file has no video stream."""
+    if lacks_index(path):
+        return DecodeError(path, "incomplete", "its index is missing: the file is cut off")
+    return DecodeError(path, "not-video", detail)
+
+
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """The container and its first moving video stream, one decoding thread."""
     check_file(path)
@@ -144,13 +182,23 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
             container.close()
             container = av.open(name, metadata_errors="ignore", options=known)
     except (av.FFmpegError, UnicodeError, OSError) as e:
-        raise DecodeError(path, "not-video", str(getattr(e, "strerror", "") or type(e).__name__)) from e
+        raise unopened(path, str(getattr(e, "strerror", "") or "it cannot be opened")) from e
     streams = [s for s in container.streams.video if not is_cover(s)]
     if not streams or streams[0].codec_context is None:
         container.close()
-        raise DecodeError(path, "not-video", "no video stream")
+        raise unopened(path, "no video stream")
     streams[0].thread_count = 1  # several files at once beat several threads on one
     return container, streams[0]
+
+
+def sought(container: InputContainer, stream: VideoStream, at_s: float) -> bool:
+    """Goes to the keyframe before a moment, in seconds from the first frame. False where the file has no way to find
+    one, as raw streams: then the container is of no more use, and another has to be read from the start."""
+    try:
+        container.seek((stream.start_time or 0) + int(at_s / (stream.time_base or 1)), stream=stream, backward=True)
+    except av.FFmpegError:
+        return False
+    return True
 
 
 def is_cover(stream: VideoStream) -> bool:
@@ -209,6 +257,7 @@ def scan(path: Path, clock: Clock) -> Packets:
             frames=len(pts),
             # one tick of rounding either way is still a constant rate
             constant_rate=bool(len(gaps) == 0 or gaps.max() - gaps.min() <= 2),
+            aspect=float(stream.sample_aspect_ratio or 1),
         )
     return Packets(pts, [p for p, key in found if key] or pts[:1], tick, info, warnings)
 

@@ -69,7 +69,8 @@ def test_bad_files_are_entries_and_the_rest_goes_on(
     report = json.loads(out.out)
     reasons = {Path(p).name: r.split(" ")[0] for p, r in report["skipped"]}
     wanted = {"empty.mp4": "empty", "gone.mp4": "missing", "endless.mp4": "not-video", "audio.mp4": "not-video"}
-    assert reasons == wanted | {"truncated.mp4": "not-video", "renamed.mp4": "not-video"}
+    assert reasons == wanted | {"truncated.mp4": "incomplete", "renamed.mp4": "not-video"}
+    assert "truncated.mp4: incomplete; copy it again" in out.err
     assert len(out.err.splitlines()[-6:]) == 6
     assert all(name in out.err for name in wanted)
     assert {Path(f.path).name for f in Index(index).moments().files} == {"good.mp4", "one-frame.mp4", "no-rate.avi"}

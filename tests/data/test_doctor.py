@@ -89,6 +89,14 @@ def test_every_illness_is_found_and_nothing_else(ward: Path, tmp_path: Path) -> 
     assert dict(listed)[ward / "empty.mp4"] == "broken: empty"
 
 
+def test_a_film_that_is_cut_off_is_to_be_copied_again(tmp_path: Path) -> None:
+    film = write(tmp_path / "a.mp4", frames=6)
+    film.write_bytes(film.read_bytes()[:200])
+    (found,) = problems(look_at([film], tmp_path / "seen.jsonl"))
+    assert (found.kind, found.says.split(" ")[0]) == ("broken", "incomplete")
+    assert "copy it again" in found.says
+
+
 def test_a_second_run_looks_only_at_what_changed(ward: Path, tmp_path: Path) -> None:
     log = tmp_path / "seen.jsonl"
     paths = [ward / "good.mp4", ward / "one.mp4", ward / "text.mp4"]

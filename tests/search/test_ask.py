@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from datetime import date, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from clipreel import mixing
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.search.ask import Asker, Filters, Like, Request
-from clipreel.search.catalog import state_of
+from clipreel.search.catalog import orientation, state_of
 from clipreel.search.index import Index
 from clipreel.search.indexer import facts_of, update
 from clipreel.search.query import Hit as Candidate
@@ -22,6 +23,7 @@ from clipreel.search.tags import tag
 from clipreel.tuners import build
 from clipreel.video.shots import Segments
 from tests.search.tiny import library, new_index, tiny_model
+from tests.video.make import turned, write
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,30 @@ def test_filters_of_length_shape_and_date(asker: Asker) -> None:
     today = date.today()
     assert len(names(asker, text="x", filters=Filters(after=today - timedelta(1), before=today))) == 3
     assert names(asker, text="x", filters=Filters(after=today + timedelta(1))) == []
+
+
+@pytest.mark.parametrize(
+    ("aspect", "turn", "size", "looks"),
+    [
+        (None, False, (64, 48), "landscape"),
+        (None, True, (48, 64), "portrait"),
+        (Fraction(3, 4), False, (48, 48), "square"),
+        (Fraction(4, 3), True, (48, 85), "portrait"),
+    ],
+)
+def test_the_size_is_the_one_that_is_shown(
+    tmp_path: Path, aspect: Fraction | None, turn: bool, size: tuple[int, int], looks: str
+) -> None:
+    """Phones store upright films lying, and old ones have pixels that are not square."""
+    (tmp_path / "v").mkdir()
+    film = write(tmp_path / "v" / "a.mp4", frames=6, aspect=aspect)
+    if turn:
+        turned(film)
+    index = new_index(tmp_path / "i")
+    assert update(index, tiny_model(), [str(tmp_path / "v")]).indexed == 1
+    (file,) = index.moments().files
+    assert (file.width, file.height) == size
+    assert orientation(file) == looks
 
 
 def test_more_like_this_leaves_the_thing_itself_out(index: Index, asker: Asker) -> None:

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from clipreel.search.index import Index
 from clipreel.search.indexer import update
+from clipreel.video.packets import REASONS, WHAT_TO_DO
 from tests.server.conftest import API, Serve, code, ids, model, services
 
 HIT = {"video", "name", "folder", "start_s", "end_s", "score", "unusual", "words", "duration_s", "width", "height"} | {
@@ -179,3 +180,10 @@ def test_a_bug_is_a_500_without_its_insides(client: TestClient, monkeypatch: pyt
     answer = client.get(f"{API}/search", params={"q": "red"})
     assert code(answer) == (500, "bug")
     assert "division" not in answer.text
+
+
+def test_the_page_has_words_for_every_reason(client: TestClient) -> None:
+    script = client.get("/static/skipped.js").text
+    said = script[script.index("SAID = {") : script.index("};")]
+    assert [r for r in REASONS if f"{r}:" not in said.replace('"', "")] == []
+    assert set(WHAT_TO_DO) == set(REASONS)

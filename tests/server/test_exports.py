@@ -47,7 +47,9 @@ def test_edl() -> None:
     assert lines[:2] == ["TITLE: found", "FCM: NON-DROP FRAME"]
     assert lines[3] == "001  AX       V     C        00:00:01:00 00:00:03:13 00:00:00:00 00:00:02:13"
     assert lines[4] == "* FROM CLIP NAME: a & b.mp4"
-    assert lines[6] == "002  AX       V     C        01:00:00:00 01:00:01:00 00:00:02:13 00:00:03:13"
+    assert lines[5] == "* TIME CODES COUNT 25 FRAMES A SECOND"
+    assert lines[7] == "002  AX       V     C        01:00:00:00 01:00:01:00 00:00:02:13 00:00:03:13"
+    assert "NOTE" not in "".join(lines)
 
 
 def test_fcpxml() -> None:
@@ -59,6 +61,49 @@ def test_fcpxml() -> None:
     assert cuts[0].get("duration") == "63/25s" or cuts[0].get("duration") == "62/25s"
     assert cuts[1].get("offset") == cuts[0].get("duration")
     assert next(root.iter("format")).get("frameDuration") == "1/25s"
+
+
+MIXED = [
+    Place("/films/ntsc.mp4", 1.0, 3.0, 60.0, 29.97, 1080, 1920),
+    Place("/films/pal.mp4", 1.0, 2.0, 10.0, 25.0, 1920, 1080),
+    Place("/films/pal.mp4", 9.5, 10.0, 10.0, 25.0, 1920, 1080),
+    Place("/films/film.mp4", 18.5, 20.0, 20.0, 23.976),
+]
+
+
+def test_an_edl_says_its_rate_and_which_sources_have_another() -> None:
+    events = listed("edl", MIXED).split("\r\n\r\n")[1:]
+    assert events[0].endswith("* NOTE: THIS SOURCE HAS 29.97 FRAMES A SECOND, TIME CODES COUNT 25 FRAMES A SECOND")
+    assert [("NOTE" in e) for e in events] == [True, False, False, True]
+    assert "* NOTE: THIS SOURCE HAS 23.976 FRAMES A SECOND" in events[3]
+
+
+def test_every_source_in_fcpxml_has_its_own_rate_and_size() -> None:
+    root = ElementTree.fromstring(listed("fcpxml", MIXED))
+    formats = {f.get("id"): f for f in root.iter("format")}
+    assets = {a.get("name"): a for a in root.iter("asset")}
+    known = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(known) == len(set(known)) == 1 + 2 * 3
+    found = {name: formats[a.get("format")] for name, a in assets.items()}
+    assert {name: f.get("frameDuration") for name, f in found.items()} == {
+        "ntsc.mp4": "1001/30000s",
+        "pal.mp4": "1/25s",
+        "film.mp4": "1001/24000s",
+    }
+    sizes = {name: (f.get("width"), f.get("height")) for name, f in found.items()}
+    assert sizes == {"ntsc.mp4": ("1080", "1920"), "pal.mp4": ("1920", "1080"), "film.mp4": (None, None)}
+    (sequence,) = root.iter("sequence")
+    assert formats[sequence.get("format")].get("frameDuration") == "1/25s"
+    assert formats[sequence.get("format")].get("width") == "1920"
+    end = Fraction(0)
+    for cut, place in zip(root.iter("asset-clip"), MIXED, strict=True):
+        offset, start, length = (Fraction(str(cut.get(n)).rstrip("s")) for n in ("offset", "start", "duration"))
+        assert offset == end
+        assert (length * 25).denominator == (start * known_rate(place.rate)).denominator == 1
+        assert start == pytest.approx(place.start_s, abs=0.5 / place.rate)
+        assert length == pytest.approx(place.end_s - place.start_s, abs=1 / 25 + 1 / place.rate)
+        assert start + length <= Fraction(str(assets[cut.get("name")].get("duration")).rstrip("s"))
+        end += length
 
 
 def test_rates_are_those_that_editors_know() -> None:

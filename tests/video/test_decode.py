@@ -169,7 +169,7 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
         ("empty", b"", "empty"),
         ("text", b"this is not a video\n" * 50, "not-video"),
         ("zeros", bytes(5000), "not-video"),
-        ("header", b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "not-video"),
+        ("header", b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "incomplete"),
     ):
         path = folder / f"{name}.mp4"
         path.write_bytes(content)
@@ -177,7 +177,7 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
     whole = write(folder / "whole.mp4").read_bytes()
     no_index = folder / "no_index.mp4"
     no_index.write_bytes(whole[: len(whole) // 2])
-    files["no index"] = (no_index, "not-video")
+    files["no index"] = (no_index, "incomplete")
     (folder / "folder.mp4").mkdir()
     files["folder"] = (folder / "folder.mp4", "not-video")
     os.mkfifo(folder / "endless.mp4")
@@ -192,6 +192,17 @@ def test_broken_files_have_one_reason_and_a_next_step(tmp_path: Path) -> None:
             read_frames(path, SIX)
         assert e.value.reason == reason, name
         assert WHAT_TO_DO[reason] in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_a_film_that_is_cut_off_before_its_index_is_not_called_no_video(tmp_path: Path, name: str) -> None:
+    whole = write(tmp_path / name).read_bytes()
+    fast = whole[whole.index(b"moov") - 4 :]  # the index first, as files for the web have it
+    for content in (whole[: whole.index(b"moov") + 40], whole[: whole.index(b"moov") - 4], fast[:200]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DecodeError, match=r"its index is missing.*copy it again") as e:
+            read_frames(tmp_path / name, SIX)
+        assert e.value.reason == "incomplete"
 
 
 def test_time_limit(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_probe(tmp_path: Path) -> None:
 
 def test_real_clips_behave(real_clip: Path) -> None:
     refused = {"audio_only.m4a": "not-video", "empty.mp4": "empty", "text.mp4": "not-video"}
-    refused["truncated_no_moov_or_tail.mp4"] = "not-video"
+    refused["truncated_no_moov_or_tail.mp4"] = "incomplete"
     counts = {"truncated_mid.webm": 14, "vfr.mp4": 90, "discard_first_keyframe.mp4": 25, "single_frame.mp4": 1}
     counts |= {"animated.gif": 4, "nasa_13013.mp4": 325, "gt_7348.mp4": 900, "pred_8807.mp4": 420, "gt_9474.mp4": 360}
     if real_clip.name in refused:

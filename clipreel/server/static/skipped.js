@@ -10,6 +10,7 @@ const SAID = {
   missing: "The file is gone",
   "no-access": "The file may not be read",
   empty: "The file is empty",
+  incomplete: "Incomplete: its end is missing",
   "not-video": "Not a video",
   "no-frames": "No picture in it",
   corrupt: "Damaged",
