@@ -34,7 +34,8 @@ def entities(
     Try `clipreel entities demo-output/shapes/test/annotations.jsonl --most 10`
 
     Args:
-        captions: Annotations (JSON lines, CSV, Parquet), or a text file with a caption on each line.
+        captions: Annotations (JSON lines, CSV, Parquet), captions as `clipreel caption` writes them, or a text file
+            with a caption on each line.
         out: Where words and counts are written.
         most: How many words.
         tagger: How nouns are told: spacy, or places (by where words stand); auto takes spaCy where it is installed.
@@ -43,15 +44,9 @@ def entities(
     import json as js
 
     from clipreel.data.entities import mine, write_entities
-    from clipreel.data.readers import read_samples
+    from clipreel.data.gap import read_corpus
 
-    if captions.suffix == ".txt":
-        try:
-            texts = [line for line in captions.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as e:
-            raise ClipreelError(f"{captions} cannot be read as UTF-8 ({e})") from e
-    else:
-        texts = [c for s in read_samples(captions, check_files=False) for c in s.captions]
+    texts = read_corpus(str(captions), least=1)
     found = mine(texts, most, tagger)
     write_entities(out, found)
     if json:

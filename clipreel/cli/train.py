@@ -52,7 +52,10 @@ def train(
         facts = {"model": str(made.folder), "step": outcome.selected.step, "seconds": outcome.seconds}
         print(js.dumps({**facts, "metrics": outcome.selected.metrics, "skipped": made.skipped}))
     else:
-        figures = ", ".join(f"{k} {v:.1f}" for k, v in outcome.selected.metrics.items()) or "nothing was measured"
-        print(f"{made.folder}: step {outcome.selected.step}, {figures} (weights: {outcome.selected.selection})")
+        figures = ", ".join(f"{k} {v:.1f}" for k, v in outcome.selected.metrics.items()) or "not measured"
+        weights = (
+            outcome.selected.selection if outcome.selected.metrics else "of the last step, without validation_data"
+        )
+        print(f"{made.folder}: step {outcome.selected.step}, {figures} (weights: {weights})")
     skipped(made.skipped)
     return 1 if made.skipped else 0

@@ -1,8 +1,8 @@
 """The most frequent nouns of captions, the vocabulary of ALPRO's prompter (specification alpro.md 1).
 
 The authors' script is not released. With spaCy and one of its English models, words that it tags as nouns are counted;
-without, nouns are found by where they stand: the only word between a determiner and a function word, or the last one
-of a phrase behind a preposition. Such seeds then mark the nouns of longer phrases.
+without, nouns are found by where they stand: the only word between a determiner and a function word, the last one in
+front of a verb, or the last one of a phrase behind a preposition. Such seeds then mark the nouns of longer phrases.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ OTHER = listed(
     "has have had can could will would shall should may might must not it he she they we you i him them us me there "
     "here first very also"
 )
+SINGULAR = listed("a an one this that another each every")
+SIDES = listed("left right top bottom middle center centre upper lower")  # of a picture: no entity
+VERB = re.compile(r".{3,}(ing|[^siu]s)")  # behind a noun, which is singular where it is to end in s
 SELDOM = re.compile(r".{3,}(ing|ly)")  # words that may close a phrase without being its noun; "ring" is short
 
 
@@ -85,8 +88,9 @@ def by_places(captions: Sequence[str]) -> Iterator[str]:
 
 
 def noun_phrases(caption: str) -> Iterator[tuple[list[str], bool]]:
-    """(words, pure): what stands between a determiner and the next function word or the end of a sentence. It is pure,
-    and so ends with a noun, where it is a single word or the end of a sentence behind a preposition."""
+    """(words, pure): what stands between a determiner and the next function word or verb, or the end of a sentence. It
+    is pure, and so ends with a noun, where it is a single word, where a verb follows, and at the end of a sentence
+    behind a preposition."""
     for sentence in re.split(r"[.,;:!?]", caption.lower()):
         words = re.findall(r"[a-z]+", sentence)
         for i, word in enumerate(words):
@@ -94,10 +98,16 @@ def noun_phrases(caption: str) -> Iterator[tuple[list[str], bool]]:
                 continue
             rest = words[i + 1 :]
             stop = next((n for n, w in enumerate(rest) if w in DETERMINERS | PREPOSITIONS | OTHER), len(rest))
-            phrase = [w for w in rest[:stop] if len(w) > 1]
             behind = i > 0 and words[i - 1] in PREPOSITIONS and stop == len(rest)
+            verb = next((n for n, w in enumerate(rest[:stop]) if n and is_verb(w, word)), None)
+            phrase = [w for w in rest[: verb or stop] if len(w) > 1 and w not in SIDES]
             if phrase:
-                yield phrase, stop == 1 or (behind and not SELDOM.fullmatch(phrase[-1]))
+                yield phrase, bool(verb) or len(phrase) == 1 or (behind and not SELDOM.fullmatch(phrase[-1]))
+
+
+def is_verb(word: str, determiner: str) -> bool:
+    """Whether a word that is not the first behind a determiner is likely a verb: moving, or catches behind a dog."""
+    return bool(VERB.fullmatch(word)) and (word.endswith("ing") or determiner in SINGULAR)
 
 
 def singular(word: str, known: Counter[str]) -> str:

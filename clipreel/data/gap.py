@@ -60,10 +60,10 @@ class Panel:
     cluster: Ints
 
 
-def read_corpus(source: str) -> list[str]:
+def read_corpus(source: str, least: int = 2) -> list[str]:
     """The texts of a corpus: annotations as for training, captions by id, text lines, or a name in `MADE`.
 
-    Raises ClipreelError for a file that is none of these, or that holds fewer than two texts.
+    Raises ClipreelError for a file that is none of these, or that holds fewer texts than `least`.
     """
     path = Path(source)
     if source in MADE:
@@ -87,8 +87,8 @@ def read_corpus(source: str) -> list[str]:
             f"{source} is no corpus: give annotations ({', '.join(SUFFIXES)}), captions (.json, .jsonl), lines (.txt), "
             f"or one of {', '.join(MADE)}"
         )
-    if len(texts) < 2:
-        raise ClipreelError(f"{source} holds {len(texts)} texts; a comparison needs at least 2")
+    if len(texts) < least:
+        raise ClipreelError(f"{source} holds {len(texts)} texts; at least {least} are needed")
     return texts
 
 

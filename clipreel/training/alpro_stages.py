@@ -32,7 +32,7 @@ from clipreel.retriever import pick_device
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
 from clipreel.training.alpro_augment import LARGER, Which, augmentation
 from clipreel.training.batches import Loader
-from clipreel.training.config import TrainConfig, as_dict, build
+from clipreel.training.config import TrainConfig, as_dict, build, within
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
@@ -89,6 +89,9 @@ class StageConfig:
     keep_least: float = 0.2
     frozen_attention: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        within("keep_least", self.keep_least, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

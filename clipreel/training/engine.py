@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_TO_CHANGE = ("log_every", "checkpoint_every")  # between a run and its resumption
+MOST_EMPTY = 3  # steps in a row without a sample that can be used
 SAVED_EVERY_S = 600.0  # steps may be slow: the most that a kill costs, besides the step that it interrupts
 
 
@@ -167,7 +168,7 @@ class _Run:
         self.done, self.micro = 0, config.micro_batch if isinstance(config.micro_batch, int) else 0
         self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
-        self.waited = 0.0
+        self.waited, self.empty = 0.0, 0
 
     @property
     def states(self) -> Path:
@@ -214,6 +215,9 @@ class _Run:
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
         """One update. Returns the numbers of the log."""
+        if not sum(distributed.row_counts(len(batch))):
+            return self._nothing(step)
+        self.empty = 0
         self.micro = self.micro or fitting_rows(self.recipe, batch, self._passes(1))
         passes, scale = self._passes(self.micro), 1.0 if self.scaler is None else self.scaler.scale
         try:
@@ -243,6 +247,17 @@ class _Run:
             self.updater.update(step, norm)
             self.recipe.after_step()
         return values | {"lr": max(self.updater.rates(step))}
+
+    def _nothing(self, step: int) -> dict[str, float]:
+        """A step none of whose samples can be used changes nothing. Many in a row are an error."""
+        self.empty += 1
+        if self.empty > MOST_EMPTY:
+            which = f"steps {step + 2 - self.empty} to {step + 1}"
+            raise ClipreelError(
+                f"none of the samples of {which} can be used; skipped-*.jsonl in {self.folder} says why"
+            )
+        self.say(f"step {step + 1}: none of its samples can be used, so it changes nothing")
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": max(self.updater.rates(step))}
 
     def _passes(self, micro: int) -> Passes:
         dtype = DTYPES[self.config.precision]

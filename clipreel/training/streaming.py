@@ -167,9 +167,6 @@ class Streamed(Batches):
         mine = self.own(step)
         found = list(self.decoding.map(lambda place: self.row(epoch, place), mine))
         rows = [(place, row) for place, row in zip(mine, found, strict=True) if row is not None]
-        if mine and not rows and self.world == 1:
-            name, why = next(reversed(self.skipped.items()))
-            raise ClipreelError(f"step {step}: none of {len(mine)} samples can be used (one of them: {name}: {why})")
         groups = torch.tensor([place for place, _ in rows], dtype=torch.int64)
         names = tuple(row.name for _, row in rows)
 

@@ -99,6 +99,12 @@ def test_the_stages_follow_each_other(world: Path, tmp_path: Path) -> None:
     assert main(["ask", name, "how many?", "--model", str(made.folder)]) == 0
 
 
+@pytest.mark.parametrize("least", [-0.1, 1.1, float("nan")])
+def test_a_rule_that_keeps_all_or_nothing_is_refused(world: Path, least: float) -> None:
+    with pytest.raises(ClipreelError, match=r"keep_least: .* is not allowed; give 0 or more, up to 1"):
+        stage(world, keep_least=least)
+
+
 def test_the_command_trains_a_config(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "stage.yaml"
     sizes = {

@@ -261,6 +261,19 @@ def test_nothing_is_measured_at_the_start_unasked_or_again_after_a_resume(tmp_pa
 # ---------------------------------------------------------------------- the clock
 
 
+def test_a_step_without_samples_changes_nothing(tmp_path: Path) -> None:
+    """As of shards where all samples of a batch are damaged."""
+    told: list[str] = []
+    fit(tiny_recipe(), Memory((0, 0, 8, 8)), tiny_config(steps=4, log_every=1), tmp_path / "a", say=told.append)
+    assert [row["loss"] == 0 for row in rows(tmp_path / "a")] == [True, True, False, False]
+    assert [t for t in told if "changes nothing" in t] == [
+        f"step {n}: none of its samples can be used, so it changes nothing" for n in (1, 2)
+    ]
+    loader, config = Memory((8, *[0] * 9)), tiny_config(steps=9)
+    with pytest.raises(ClipreelError, match=f"none of the samples of steps 2 to {2 + engine.MOST_EMPTY} can be used"):
+        fit(tiny_recipe(), loader, config, tmp_path / "b", say=silent)
+
+
 class Time:
     """A clock that only moves when it is told to."""
 

@@ -141,8 +141,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(films: list[Sample], 
     make_shards([samples[5], *films[:1]], tmp_path / "two", per_shard=1)
     alone = stream(tmp_path / "two", captions=None, batch=2)
     assert len(alone.batch(0)) == 1
-    with pytest.raises(ClipreelError, match="none of 1 samples can be used"):
-        dict(enumerate(stream(tmp_path / "two", captions=None, batch=1).stream(0, 2)))
+    assert sorted(len(b) for _, b, _ in stream(tmp_path / "two", captions=None, batch=1).stream(0, 2)) == [0, 1]
 
 
 def test_a_video_of_one_frame_is_that_frame_again(tmp_path: Path) -> None:
