@@ -30,6 +30,10 @@ def test_results_follow_as_one_types(open_page, picture):
     assert first.locator(".film img").evaluate("(i) => i.complete && i.naturalWidth > 0 || i.decode().then(() => true)")
     until(page, "document.querySelector('#live').textContent.includes('the long table.mp4 at 0:06')")
     assert page.title().startswith("a purple cross")
+    said = page.locator(".card .words").all_inner_texts()
+    fits, rated = sum("match" in words for words in said), not any(words.startswith("Score") for words in said)
+    told = f"{fits} of the first {len(said)} match" in page.locator("#summary").inner_text()
+    assert told == (rated and fits < len(said))
     picture(page, "search")
 
 

@@ -15,7 +15,7 @@ import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { asks, blank, EMPTY_FILTERS, filtered, fromAddress, parse, toAddress, toBody } from "./query.js";
 import { recent, remember } from "./recent.js";
-import { capital, clock, count } from "./say.js";
+import { capital, clock, count, level } from "./say.js";
 
 const PAGE = 24; // hits of one request
 const TYPING_MS = 70; // between two keys of one word
@@ -136,7 +136,11 @@ function shown(answer) {
 function summary(answer) {
   if (answer.browsing) return [h("strong", {}, total === null ? "Videos" : count(total, "video")), ...lately()];
   const took = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms);
-  return [h("strong", {}, count(total, "video")), h("span", {}, `best first · ${took} ms`)];
+  const { hits } = answer;
+  const fits = hits.filter((hit) => level(hit) > 0).length;
+  const some = fits < hits.length && hits.every((hit) => level(hit) !== null);
+  const parts = ["best first", some ? `${fits} of the first ${hits.length} match` : "", `${took} ms`];
+  return [h("strong", {}, count(total, "video")), h("span", {}, parts.filter(Boolean).join(" · "))];
 }
 
 /** What was looked for lately, to look again. */
