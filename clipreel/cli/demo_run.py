@@ -18,6 +18,7 @@ from clipreel.cli.search import load_model, open_if_there
 from clipreel.cli.tune_page import SAID, examples, page
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
+from clipreel.data.sources import SHAPES
 from clipreel.errors import ClipreelError
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
@@ -29,7 +30,7 @@ from clipreel.search.index import Index
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Filter, Query, Searcher
 from clipreel.training.config import OptimConfig, ScheduleConfig, SelectConfig, TrainConfig
-from clipreel.training.pairs import SHAPES, DataConfig
+from clipreel.training.pairs import DataConfig
 from clipreel.training.settings import TuneConfig
 from clipreel.training.tuning import Tuned, tune
 from clipreel.video.shots import Segments

@@ -10,13 +10,14 @@ from typing import Any
 
 from clipreel.alpro.start import may_be
 from clipreel.data.sets import HOME, on_one_line, whereabouts
+from clipreel.data.sources import SHAPES
 from clipreel.errors import ClipreelError, NotHere
 from clipreel.hub import HUB_ID, size_of, snapshot
 from clipreel.retriever import BUILT_IN
 from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.catalogue import Config, Entry
 from clipreel.training.config import override
-from clipreel.training.pairs import SHAPES, read_pairs
+from clipreel.training.pairs import read_pairs
 from clipreel.training.post_pretraining import PostPretrainConfig, SourceConfig
 from clipreel.training.settings import TuneConfig
 from clipreel.training.stage_data import folder_of, part_in, set_and_split

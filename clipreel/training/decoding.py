@@ -16,10 +16,10 @@ from clipreel.data.shards import MANIFEST
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.training.measuring import Say, cached
-from clipreel.training.pairs import Pairs
+from clipreel.training.pairs import LEAST, Pairs
 
 FrameSampling = Literal["uniform", "middles", "mv_adapter", "clip4clip", "clip_vip", "alpro"]  # that a cache can keep
-LEAST, SHOWN = 2, 5  # videos of a part, because among fewer there is nothing to find; broken files that are named
+SHOWN = 5  # broken files that are named
 
 
 @dataclass
@@ -76,6 +76,10 @@ class Decoder:
         large = replace(model.preprocess, size=self.sizes[-1])
         larger = model.adapted(model.tuner, adapter=model.adapter, preprocess=large)
         return self(larger, learnt, moments), self(model, measured, moments)
+
+    def of_general(self, model: Retriever, samples: Sequence[Sample]) -> FrameCache:
+        """Those of a second set, on which nothing is trained."""
+        return replace(self, random=False)(model, {"of the general set": samples}, name="frames-general")
 
     def prepared(self, model: Retriever) -> FrameCache | None:
         """The cache that `scratch` is; None where it is none, or one for other frames of this run. It may keep more

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipreel.data.readers import annotation_file, read_misses, read_samples
+from clipreel.data.misses import read_misses
+from clipreel.data.readers import annotation_file, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
 from clipreel.data.shapes import ShapesWorld
-from clipreel.data.sources import Source, notes
+from clipreel.data.sources import SHAPES, Source, notes
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.protocol import split_hash
 from clipreel.training.config import within
 
-SHAPES = "shapes"
-LEAST = 2  # videos of each part
+LEAST = 2  # videos of each part, because among fewer there is nothing to find
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.shapes_talk import still_captions, subtitles
+from clipreel.data.sources import SHAPES
 from clipreel.data.tar_shards import open_shards
 from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
@@ -36,7 +37,6 @@ from clipreel.training.measuring import Say, cached, measured
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
-from clipreel.training.pairs import SHAPES
 from clipreel.training.recipe import Recipe
 from clipreel.training.settings import PIXELS
 from clipreel.training.snapshots import Snapshots

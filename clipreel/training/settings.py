@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clipreel.data.sources import SHAPES
 from clipreel.errors import ClipreelError
 from clipreel.heads import head_named, head_options
 from clipreel.training.batches import Augment
 from clipreel.training.config import GroupRule, OptimConfig, TrainConfig, as_dict, override, read, within
 from clipreel.training.decoding import FrameSampling
-from clipreel.training.pairs import SHAPES, DataConfig
+from clipreel.training.pairs import DataConfig
 from clipreel.tuners import FROZEN, options, own_rates
 from clipreel.video.transforms import Preprocess
 

@@ -78,6 +78,21 @@ class Tuned:
     def helped(self) -> bool | None:
         return helps(self.compared, self.general)
 
+    def report(self, config: TuneConfig, unread: int) -> dict[str, Any]:
+        """What report.json holds; `unread` training samples could not be decoded."""
+        return {
+            "config": as_dict(config),
+            "costs": self.facts,
+            "compared": self.compared.to_dict(),
+            "last": self.last.to_dict(),
+            "helped": self.helped,
+            **({"general": self.general.to_dict()} if self.general else {}),
+            "validation": self.outcome.selected.metrics,
+            **({"misses": self.misses} if self.misses else {}),
+            "parts": dict(self.pairs.labels),
+            "unread": unread,
+        }
+
 
 def tune(
     config: TuneConfig,
@@ -120,10 +135,7 @@ def tune(
     sizes = sizes_of(base.preprocess.size, config.crop_from, config.augment.crop)
     decode = Decoder(scratch, config.frames, config.random_frames, say, decoding, sizes)
     larger, frames = after_first(lambda: decode.of_pairs(base, pairs))
-    plainly = replace(decode, random=False)
-    general_frames = (
-        after_first(lambda: plainly(base, {"of the general set": others}, (), "frames-general")) if others else None
-    )
+    general_frames = after_first(lambda: decode.of_general(base, others)) if others else None
     loader = loader_of(base, tuner, [s for s in pairs.train if s.id in larger], pairs, larger, config)
     where = config.train.select.split
     selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
@@ -146,54 +158,47 @@ def tune(
     )
     if outcome.on_test:
         say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
+    before, after, last = held_out(base, config, pairs, frames, outcome)
+    both = before.model, after.model
+    compared, general = compare(before.result, after.result, pairs.held_out), None
+    if general_frames is not None:  # the second data set, whole
+        first, then = (measured(model, others, general_frames, config.frames, "general") for model in both)
+        general = compare(first, then, others)
+    misses = None
+    if pairs.misses.marked:
+        counts = {"marked": pairs.misses.marked, "trained": sum(map(len, loader.misses.values()))}
+        misses = counts | told(pairs.misses.held_out, pairs.held_out, both, frames, config.frames)
+    adapter = folder / "adapter"
+    metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
+    about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
+    about |= {"misses": misses["trained"]} if misses else {}
+    verdict = {"metrics": metrics, "helped": helps(compared, general), "licence": licence}
+    on_first(lambda: saved(adapter, after.model, config, trained_on=about, **verdict))
+    facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
+    made = Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, decode.skipped, misses)
+    if world().first:
+        save_features(folder / "features", after.kept(spread([c for s in pairs.train for c in s.captions])))
+        report = made.report(config, sum(s.id not in frames for s in pairs.train))
+        write(folder / "report.json", (json.dumps(report, indent=1, default=str) + "\n").encode())
+        write(folder / "config.yaml", to_yaml(config).encode())
+    return made
+
+
+def held_out(
+    base: Retriever, config: TuneConfig, pairs: Pairs, frames: FrameCache, outcome: Outcome
+) -> tuple[Looked, Looked, Looked]:
+    """The held-out pairs as the base sees them, with the selected weights, and with those of the last step."""
     split, listed = pairs.label or f"{config.data.path} held out", pairs.stated(config.data.path)
 
     def seen(model: Retriever, selection: str) -> Looked:
         return look(model, pairs.held_out, frames, config.frames, split).having(selection, **listed)
 
-    how = outcome.selected.selection
-    before = seen(plain(base, config), how)
-    after = seen(with_weights(base, config, outcome.selected), how)
-    if outcome.last.step == outcome.selected.step:
-        last = after.having(outcome.last.selection, **listed)
-    else:
-        last = seen(with_weights(base, config, outcome.last), outcome.last.selection)
-    compared = compare(before.result, after.result, pairs.held_out)
-    both = before.model, after.model
-    misses = None
-    if pairs.misses.marked:
-        counts = {"marked": pairs.misses.marked, "trained": sum(map(len, loader.misses.values()))}
-        misses = counts | told(pairs.misses.held_out, pairs.held_out, both, frames, config.frames)
-    general = None
-    if general_frames is not None:  # the second data set, whole
-        first, then = (measured(model, others, general_frames, config.frames, "general") for model in both)
-        general = compare(first, then, others)
-    helped = helps(compared, general)
-    adapter = folder / "adapter"
-    about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
-    about |= {"misses": misses["trained"]} if misses else {}
-    metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
-    on_first(
-        lambda: saved(adapter, after.model, config, trained_on=about, metrics=metrics, helped=helped, licence=licence)
-    )
-    facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
-    if world().first:
-        save_features(folder / "features", after.kept(spread([c for s in pairs.train for c in s.captions])))
-        made = {
-            "config": as_dict(config),
-            "costs": facts,
-            "compared": compared.to_dict(),
-            "last": last.result.to_dict(),
-            "helped": helped,
-            **({"general": general.to_dict()} if general else {}),
-            "validation": outcome.selected.metrics,
-            **({"misses": misses} if misses else {}),
-            "parts": dict(pairs.labels),
-            "unread": sum(s.id not in frames for s in pairs.train),
-        }
-        write(folder / "report.json", (json.dumps(made, indent=1, default=str) + "\n").encode())
-        write(folder / "config.yaml", to_yaml(config).encode())
-    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, decode.skipped, misses)
+    chosen, last = outcome.selected, outcome.last
+    before = seen(plain(base, config), chosen.selection)
+    after = seen(with_weights(base, config, chosen), chosen.selection)
+    if last.step == chosen.step:
+        return before, after, after.having(last.selection, **listed)
+    return before, after, seen(with_weights(base, config, last), last.selection)
 
 
 def parts(base: Retriever, config: TuneConfig) -> tuple[Tuner, Head | None]:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from clipreel.clip import Clip
-from clipreel.data.readers import read_misses, read_samples
+from clipreel.data.misses import read_misses
+from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
 from clipreel.heads import build_head, unit
