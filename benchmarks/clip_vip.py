@@ -4,7 +4,9 @@ fused and with stored scores.
 `python benchmarks/clip_vip.py [--threads N] [--rounds R] [--frames 4 8 12 32] [--patch 32] [--device cpu]
 [--dtype float32]` -> results/clip_vip_DEVICE_DTYPE_PATCH.json. Forward and training steps of the whole tower, and one
 layer's attention with its gradients, interleaved in one run. Memory is the peak on a GPU, and on a CPU what a training
-step keeps for its backward pass. A way that would not fit into the free memory is left out, and said.
+step keeps for its backward pass, weights left out. The released way and stored scores keep what autograd finds in them,
+as in released code; the others make some of it again. A way that would not fit into the free memory is left out, and
+said.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
 from machine import describe, in_turns, save, summary
-from torch import Tensor
+from torch import Tensor, nn
+from training import keeping_all, kept_bytes
 
 from clipreel.clip import Clip
 from clipreel.patterns import Layout
@@ -27,6 +31,7 @@ from clipreel.tuners.clip_vip import ClipVip, ClipVipConfig
 from clipreel.tuners.counting import ARCHITECTURES
 
 WAYS = ("ours", "released way", "joint", "joint, stored scores")
+RELEASED = (WAYS[1], WAYS[3])
 KINDS = ("forward", "training", "attention")
 
 
@@ -69,7 +74,7 @@ def tuners(clip: Clip, frames: int, device: str) -> dict[str, ClipVip]:
     for tuner in made.values():
         tuner.load_state_dict(made["ours"].state_dict())
     for way, attend in (("released way", released_way), ("joint, stored scores", stored_scores)):
-        made[way].sites = LayerTuner()
+        made[way].sites = made[way].last = LayerTuner()
         made[way].sites.attend = attend
     return made
 
@@ -79,22 +84,14 @@ def settled(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def kept_bytes(step: Callable[[], object], device: str) -> int:
+def step_bytes(forward: Callable[[], Tensor], clip: Clip, tuner: ClipVip, device: str) -> int:
     gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    seen: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        step()
-    return sum(seen.values())
+    if device != "cuda":
+        return kept_bytes(lambda: forward().float().square().sum(), nn.ModuleList([clip, tuner]))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    forward().float().square().sum().backward()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def measure(clip: Clip, frames: int, videos: int, rounds: int, device: str, dtype: torch.dtype) -> dict[str, object]:
@@ -102,40 +99,50 @@ def measure(clip: Clip, frames: int, videos: int, rounds: int, device: str, dtyp
     cast = partial(torch.autocast, device, dtype, enabled=dtype != torch.float32)
     made = tuners(clip, frames, device)
 
-    def forward(tuner: ClipVip) -> Tensor:
-        with torch.inference_mode(), cast():
-            z = clip.encode_video(pixels, tuner)
+    def encoded(way: str) -> Tensor:
+        with cast(), keeping_all() if way in RELEASED else nullcontext():
+            return clip.encode_video(pixels, made[way])
+
+    def cleared(way: str) -> None:
+        clip.zero_grad(set_to_none=True)
+        made[way].zero_grad(set_to_none=True)
+        settled(device)
+
+    def forward(way: str) -> Tensor:
+        with torch.inference_mode():
+            z = encoded(way)
         settled(device)
         return z
 
-    def training(tuner: ClipVip) -> None:
-        with cast():
-            z = clip.encode_video(pixels, tuner)
-        z.float().square().sum().backward()
-        clip.zero_grad(set_to_none=True)
-        tuner.zero_grad(set_to_none=True)
-        settled(device)
+    def training(way: str) -> None:
+        encoded(way).float().square().sum().backward()
+        cleared(way)
+
+    def memory(way: str) -> int:
+        found = step_bytes(partial(encoded, way), clip, made[way], device)
+        cleared(way)
+        return found
 
     side, width = clip.config.image_size // clip.config.patch, clip.config.vision.width
     layout = Layout(4, frames, side * side)
     heads = (videos, layout.length, clip.config.vision.heads, width // clip.config.vision.heads)
     qkv = [torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
 
-    def attention(tuner: ClipVip) -> None:
-        attend = tuner.sites.attend
+    def attention(way: str) -> None:
+        attend = made[way].sites.attend
         assert attend is not None
         torch.autograd.grad(attend(*qkv, layout).sum(), qkv)
         settled(device)
 
     ways = WAYS if fits(clip, frames, videos, device, dtype) else WAYS[:3]
-    same = {n: forward(made[n]).float() for n in ways}
+    same = {n: forward(n).float() for n in ways}
     tolerance = 1e-3 if dtype == torch.float32 else 0.1
     for a, b in (ways[:2], ways[2:]) if len(ways) == 4 else (ways[:2],):
         torch.testing.assert_close(same[a], same[b], atol=tolerance, rtol=tolerance)
-    kinds: dict[str, Callable[[ClipVip], object]] = dict(zip(KINDS, (forward, training, attention), strict=True))
-    times = in_turns({f"{k} {w}": partial(step, made[w]) for k, step in kinds.items() for w in ways}, rounds)
+    kinds: dict[str, Callable[[str], object]] = dict(zip(KINDS, (forward, training, attention), strict=True))
+    times = in_turns({f"{k} {w}": partial(step, w) for k, step in kinds.items() for w in ways}, rounds)
     found: dict[str, object] = {"times": summary(times)}
-    found["bytes"] = {w: kept_bytes(partial(training, made[w]), device) for w in ways}
+    found["bytes"] = {w: memory(w) for w in ways}
     return found
 
 

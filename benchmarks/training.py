@@ -13,9 +13,11 @@ import argparse
 import ctypes
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from encode import B32, caption_ids
@@ -136,6 +138,13 @@ def compared(method: str, plain: PlainLoop, ours: Ours, batch: Batch) -> dict[st
     plain.optimiser.zero_grad()
     ours.updater.optimiser.zero_grad()
     return out
+
+
+@contextmanager
+def keeping_all() -> Iterator[None]:
+    """Blocks of which autograd keeps what it finds, as in released code: nothing is made again in the backward pass."""
+    with mock.patch("clipreel.block.sparingly", lambda make, *kept, random: make(*kept)):
+        yield
 
 
 def kept_bytes(loss: Callable[[], Tensor], weights: nn.Module) -> int:

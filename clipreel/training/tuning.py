@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,67 @@ def tune(
     checked(config)
     config = settled(config)
     base = sampled(with_pixels(base or load(config.model, device=device, download=download), config.pixels), config)
+    begun = prepared(config, base, scratch, say, decoding)
+    outcome = fit(
+        begun.recipe,
+        begun.loader,
+        rates(config, begun.head),
+        folder / "run",
+        validator=Validator(config.train.select.split, begun.measure),
+        facts=facts_of(config, base, begun.pairs) | begun.decode.facts(begun.larger),
+        progress=progress,
+        say=say,
+    )
+    if outcome.on_test:
+        say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
+    made = proven(begun, outcome, folder / "adapter")
+    if world().first:
+        texts = spread([c for s in begun.pairs.train for c in s.captions])
+        save_features(folder / "features", made.after.kept(texts))
+        report = made.report(config, sum(s.id not in begun.frames for s in begun.pairs.train))
+        write(folder / "report.json", (json.dumps(report, indent=1, default=str) + "\n").encode())
+        write(folder / "config.yaml", to_yaml(config).encode())
+    return made
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a training works on. `larger` are the frames that are trained on, `frames` those that are measured, and
+    `general` a second data set with its frames."""
+
+    config: TuneConfig
+    base: Retriever
+    pairs: Pairs
+    tuner: Tuner
+    head: Head | None
+    recipe: RetrievalRecipe
+    decode: Decoder
+    larger: FrameCache
+    frames: FrameCache
+    general: tuple[list[Sample], FrameCache] | None
+    licence: dict[str, str]
+
+    @cached_property
+    def loader(self) -> Loader:
+        readable = [s for s in self.pairs.train if s.id in self.larger]
+        return loader_of(self.base, self.tuner, readable, self.pairs, self.larger, self.config)
+
+    def measure(self, _: Recipe) -> dict[str, float]:
+        """Recalls in per cent of the weights as they are, on the part that chooses among them."""
+        if isinstance(self.recipe, Sharded):
+            self.recipe.gather()
+        where, pairs = self.config.train.select.split, self.pairs
+        samples = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in self.frames]
+        model = adapted(self.base, self.tuner, self.head, self.config)
+        now = measured(model, samples, self.frames, self.config.frames, where)
+        return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
+
+
+def prepared(
+    config: TuneConfig, base: Retriever, scratch: Path, say: Say, decoding: Callable[[int, int], None]
+) -> Begun:
+    """Read the pairs, build method, head and recipe, and decode what is not decoded yet: all that can refuse bad data
+    or options, before anything is trained."""
     pairs = after_first(lambda: read_pairs(config.data, scratch))
     others = read_samples(config.data.general) if config.data.general else []
     if pairs.misses.trained:
@@ -135,53 +197,32 @@ def tune(
     sizes = sizes_of(base.preprocess.size, config.crop_from, config.augment.crop)
     decode = Decoder(scratch, config.frames, config.random_frames, say, decoding, sizes)
     larger, frames = after_first(lambda: decode.of_pairs(base, pairs))
-    general_frames = after_first(lambda: decode.of_general(base, others)) if others else None
-    loader = loader_of(base, tuner, [s for s in pairs.train if s.id in larger], pairs, larger, config)
-    where = config.train.select.split
-    selecting = [s for s in (pairs.held_out if where == "test" else pairs.validation) if s.id in frames]
+    general = (others, after_first(lambda: decode.of_general(base, others))) if others else None
+    return Begun(config, base, pairs, tuner, head, recipe, decode, larger, frames, general, licence)
 
-    def measure(_: Recipe) -> dict[str, float]:
-        if isinstance(recipe, Sharded):
-            recipe.gather()
-        now = measured(adapted(base, tuner, head, config), selecting, frames, config.frames, where)
-        return {f"{way} {k}": d[k] for way, d in (("t2v", now.t2v), ("v2t", now.v2t)) for k in ("R@1", "R@5", "R@10")}
 
-    outcome = fit(
-        recipe,
-        loader,
-        rates(config, head),
-        folder / "run",
-        validator=Validator(where, measure),
-        facts=facts_of(config, base, pairs) | decode.facts(larger),
-        progress=progress,
-        say=say,
-    )
-    if outcome.on_test:
-        say("the weights were chosen on the held-out part, so its figures flatter them; its stamp says so")
-    before, after, last = held_out(base, config, pairs, frames, outcome)
+def proven(begun: Begun, outcome: Outcome, adapter: Path) -> Tuned:
+    """Measure before, after and the last step on what was held out, and save the selected weights with the verdict."""
+    config, pairs, frames = begun.config, begun.pairs, begun.frames
+    before, after, last = held_out(begun.base, config, pairs, frames, outcome)
     both = before.model, after.model
     compared, general = compare(before.result, after.result, pairs.held_out), None
-    if general_frames is not None:  # the second data set, whole
-        first, then = (measured(model, others, general_frames, config.frames, "general") for model in both)
+    if begun.general:
+        others, theirs = begun.general
+        first, then = (measured(model, others, theirs, config.frames, "general") for model in both)
         general = compare(first, then, others)
     misses = None
     if pairs.misses.marked:
-        counts = {"marked": pairs.misses.marked, "trained": sum(map(len, loader.misses.values()))}
+        counts = {"marked": pairs.misses.marked, "trained": sum(map(len, begun.loader.misses.values()))}
         misses = counts | told(pairs.misses.held_out, pairs.held_out, both, frames, config.frames)
-    adapter = folder / "adapter"
     metrics = compared.to_dict() | ({"general": general.to_dict()} if general else {})
     about = {"config": as_dict(config), "pairs": len(pairs.train), "step": outcome.selected.step}
     about |= {"misses": misses["trained"]} if misses else {}
-    verdict = {"metrics": metrics, "helped": helps(compared, general), "licence": licence}
+    verdict = {"metrics": metrics, "helped": helps(compared, general), "licence": begun.licence}
     on_first(lambda: saved(adapter, after.model, config, trained_on=about, **verdict))
-    facts = {"method": config.method, "head": config.head.kind, **costs(recipe, adapter, outcome)}
-    made = Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, decode.skipped, misses)
-    if world().first:
-        save_features(folder / "features", after.kept(spread([c for s in pairs.train for c in s.captions])))
-        report = made.report(config, sum(s.id not in frames for s in pairs.train))
-        write(folder / "report.json", (json.dumps(report, indent=1, default=str) + "\n").encode())
-        write(folder / "config.yaml", to_yaml(config).encode())
-    return made
+    facts = {"method": config.method, "head": config.head.kind, **costs(begun.recipe, adapter, outcome)}
+    skipped = begun.decode.skipped
+    return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped, misses)
 
 
 def held_out(

@@ -84,11 +84,15 @@ class ClipVip(Tuner):
         self.base = Overrides(clip, c.trains) if c.train_base else None
         if self.base is not None and c.log_scale is not None:
             nn.init.constant_(self.base.tensors["logit_scale"], c.log_scale)
-        self.sites = LayerTuner()
+        self.sites, self.last = LayerTuner(), LayerTuner()
         self.sites.attend = ATTENTION[c.attention]
+        # a proxy sees every token in both patterns, and of the last layer only a proxy is read: the rest is left out
+        self.last.attend, self.depth = jointly, clip.config.vision.layers
 
     def layer(self, tower: str, index: int) -> LayerTuner | None:
-        return self.sites if tower == "vision" else None
+        if tower != "vision":
+            return None
+        return self.last if index + 1 == self.depth else self.sites
 
     @property
     def overrides(self) -> Mapping[str, Tensor]:
