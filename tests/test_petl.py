@@ -148,6 +148,18 @@ def test_st_adapter_hides_padding_unless_told_not_to(clip: Clip) -> None:
         assert torch.allclose(padded, alone, atol=1e-5) == hide
 
 
+@pytest.mark.parametrize("name", ["st_adapter", "st_adapter_24x"])
+def test_what_st_adapter_leaves_out_changes_nothing(clip: Clip, name: str) -> None:
+    tuner = made(clip, name)
+    ours, last = clip.encode_video(video(), tuner), tuner.layer("vision", 2)
+    last.beside_attn = last.before_mlp
+    assert torch.allclose(clip.encode_video(video(), tuner), ours, atol=1e-6)
+    assert not torch.allclose(ours, clip.encode_video(video()), atol=1e-3)
+    last.beside_attn = None
+    nn.init.constant_(last.mlp.up.bias, torch.nan)
+    assert torch.equal(clip.encode_video(video(), tuner), ours)
+
+
 def test_cross_modal_shares_its_last_channels(clip: Clip) -> None:
     tuner = made(clip, "cross_modal", shared=16)
     for i in range(3):

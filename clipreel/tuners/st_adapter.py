@@ -26,7 +26,7 @@ class StAdapterConfig(Options):
     """`width` of the bottleneck, `places` of attn, mlp (what it stands before), `kernel` in frames (odd);
     `hide_padding` False is the released behaviour. `text_width` above 0 puts bottlenecks into the text tower too,
     `biases` trains every bias of the base. What stands before the last MLP has no effect, because CLS alone is read
-    behind it; it is there, and counted, as in the released code."""
+    behind it; it is there, and counted, as in the released code, and never computed."""
 
     width: int = 384
     places: tuple[str, ...] = ("mlp",)
@@ -68,14 +68,15 @@ class TimeConv(nn.Module):
 
 
 class StLayer(LayerTuner):
-    def __init__(self, c: StAdapterConfig, d: int) -> None:
+    def __init__(self, c: StAdapterConfig, d: int, last: bool = False) -> None:
         super().__init__()
         if "attn" in c.places:
             self.attn = TimeConv(c, d)
             self.before = self.before_attention
         if "mlp" in c.places:
             self.mlp = TimeConv(c, d)
-            self.beside_attn = self.before_mlp
+            if not last:
+                self.beside_attn = self.before_mlp
 
     def before_attention(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         return x + self.attn(x, layout), layout
@@ -88,5 +89,6 @@ class StAdapter(VisionAdapters):
     def __init__(self, clip: Clip, config: StAdapterConfig) -> None:
         super().__init__(clip, config.text_width, config.biases)
         c = self.config = config
-        for i in range(clip.config.vision.layers):
-            self.place("vision", i, StLayer(c, clip.config.vision.width))
+        vision = clip.config.vision
+        for i in range(vision.layers):
+            self.place("vision", i, StLayer(c, vision.width, last=i + 1 == vision.layers))
