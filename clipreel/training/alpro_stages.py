@@ -37,6 +37,7 @@ from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit, restore
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
+from clipreel.training.pairs import enough
 from clipreel.training.recipe import Recipe
 from clipreel.training.stage_data import captions_in, films, questions_in, refuse_overlap
 from clipreel.video.sampling import Sampling
@@ -330,11 +331,12 @@ def decoded(
 def loader_of(
     base: AlproRetriever, samples: list[Sample], frames: Frames, config: StageConfig, sampling: str
 ) -> Loader:
-    tokenizer = words_of(base)
+    if config.stage != "qa":
+        enough(len(samples), "the data to train on")
     return Loader(
         Order(samples, config.order, batch=config.batch, seed=config.train.seed),
         frames,
-        lambda texts: tokenizer(texts, base.context),
+        lambda texts: words_of(base)(texts, base.context),
         sampling=Sampling(sampling, config.frames),
         augment=augmentation(config.augment),
         size=base.preprocess.size,

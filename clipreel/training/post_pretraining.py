@@ -30,13 +30,14 @@ from clipreel.errors import ClipreelError
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.training.batches import Batches, Loader
-from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict
+from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict, within
 from clipreel.training.distributed import after_first, on_first, share, world
 from clipreel.training.engine import Outcome, Validator, fit
 from clipreel.training.measuring import Say, cached, measured
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
+from clipreel.training.pairs import LEAST, enough, some
 from clipreel.training.recipe import Recipe
 from clipreel.training.settings import PIXELS
 from clipreel.training.snapshots import Snapshots
@@ -56,8 +57,9 @@ class SourceConfig:
 
     `captions` is a file of generated captions, whose absent ones are an error or the text `missing_caption`. `share`
     steps of every round are its own. `frames` of each video (None: as many as the run; 1 for images). `limit` takes
-    the first so many videos. With `source` "shards", `path` is a folder or URL of tar shards (`clipreel shards`), which
-    are decoded as they are read and shuffled in runs of `buffer`; `captions` "shards" are those stored in them.
+    so many videos, drawn by their names. With `source` "shards", `path` is a folder or URL of tar shards (`clipreel
+    shards`), which are decoded as they are read and shuffled in runs of `buffer`; `captions` "shards" are those stored
+    in them.
     """
 
     path: str
@@ -99,6 +101,10 @@ class PostPretrainConfig:
         )
     )
 
+    def __post_init__(self) -> None:
+        within("batch", self.batch, LEAST)  # a video alone is never told from another
+        within("frames", self.frames, 1)
+
 
 @dataclass(frozen=True)
 class PostPretrained:
@@ -135,10 +141,11 @@ class _Sources:
 
     def samples(self, source: SourceConfig) -> list[Sample]:
         if source.path != SHAPES:
-            return read_samples(source.path, source.videos, split=source.split)[: source.limit]
+            return some(read_samples(source.path, source.videos, split=source.split), source.limit)
         films, split = ShapesWorld(), source.split or "train"
-        made = films.write_videos(self.scratch / "shapes" / split, split)
-        return captioned(made, subtitles(films.videos(split)))[: source.limit]
+        only = {i.id for i in some(films.videos(split), source.limit, lambda item: item.group)}
+        made = films.write_videos(self.scratch / "shapes" / split, split, only=only)
+        return captioned(made, subtitles(films.videos(split)))
 
     def captions(self, source: SourceConfig) -> dict[str, str]:
         if source.captions == SHAPES:
@@ -151,6 +158,9 @@ class _Sources:
         if source.source == "shards":
             return self.streamed(name, source)
         samples, frames, sampling = self.decoded(name, source, self.config.random_frames)
+        enough(len(samples), f"sources.{name}")
+        if source.limit is not None:
+            self.say(f"source {name}: {len(samples)} videos, drawn by their names (limit: {source.limit})")
         main = self.loader(samples, frames, sampling)
         if source.captions is None:
             return main
@@ -166,6 +176,7 @@ class _Sources:
         for place, problem in shards.problems:
             self.say(f"{place}: {problem}")
         self.skipped += shards.problems
+        enough(sum(shards.counts), f"sources.{name}")
         captions = source.captions
         stream = Streamed(
             shards,
