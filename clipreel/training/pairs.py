@@ -144,10 +144,10 @@ def some(items: Sequence[T], limit: int | None, name: Callable[[T], str] = lambd
     return [items[i] for i in sorted(lowest[:limit])]
 
 
-def enough(videos: int, what: str) -> None:
-    """Raises ClipreelError for fewer videos than can be told from each other."""
-    if videos < LEAST:
-        raise ClipreelError(f"{what}: {videos} videos can be read and at least {LEAST} are needed; give more")
+def enough(videos: int, what: str, least: int = LEAST) -> None:
+    """Raises ClipreelError for fewer videos than are needed, by default to be told from each other."""
+    if videos < least:
+        raise ClipreelError(f"{what}: {videos} videos can be read and at least {least} are needed; give more")
 
 
 def limited(taken: int, of: int) -> list[str]:
