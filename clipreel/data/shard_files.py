@@ -105,7 +105,7 @@ def make_shards(
             good.append(s)
         except DecodeError as e:
             found.skipped.append((str(s.video), e.reason))
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folder(folder)
     old = known_files(folder)
     parts = [good[i : i + per_shard] for i in range(0, len(good), per_shard)]
     names = [f"shard-{i:06d}.tar" for i in range(len(parts))]
@@ -127,6 +127,13 @@ def make_shards(
     write_manifest(folder, files)
     found.samples = sum(f.samples for f in files)
     return found
+
+
+def new_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ClipreelError(f"{folder} cannot be made ({e.strerror}); name another folder") from e
 
 
 def known_files(folder: Path) -> dict[str, ShardFile]:
@@ -220,7 +227,7 @@ def check_shards(
         raise ClipreelError(f"two shards of {place} have the same name in different folders; index them one by one")
     found, files = Checked(shards=len(urls)), []
     if not before:
-        Path(home).mkdir(parents=True, exist_ok=True)
+        new_folder(Path(home))
     for done, (name, url) in enumerate(zip(names, urls, strict=True), 1):
         old = before.get(name)
         if old is not None and size_of(url) is None:

@@ -275,7 +275,7 @@ def size_of(url: str) -> int | None:
     fs, path = system(url)
     try:
         return int(fs.info(path)["size"] or 0)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

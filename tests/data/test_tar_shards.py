@@ -229,4 +229,7 @@ def test_the_command(films: list[Sample], tmp_path: Path, capsys: pytest.Capture
     assert "4 of 4 samples lost" in said.err
     assert main(["shards", str(tmp_path / "none")]) == 2
     assert "there are no .tar files" in capsys.readouterr().err
+    for wrong in (["--out", f"{path}/x"], ["--index", f"{path}/x"]):
+        assert main(["shards", data if "--out" in wrong else out, *wrong]) == 2
+        assert "cannot be made (Not a directory); name another folder" in capsys.readouterr().err
     assert main(["shards", data, "--out", out, "--per-shard", "0"]) == 2

@@ -292,7 +292,7 @@ def test_post_pretraining_from_shards(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "one" / "adapter" / "adapter_model.safetensors").read_bytes() == whole
     for change, said in (
         ("sources.films.split=train", "shards have no split"),
-        ("sources.films.limit=1", "limit: 1 is below 2"),
+        ("sources.films.limit=1", "limit: 1 is not allowed; give 2 or more"),
         (f"sources.films.path={tmp_path / 'none'}", "there is no shards.jsonl"),
         ("sources.films.source=tars", "is not one of pairs, shards"),
     ):
