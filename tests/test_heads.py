@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipreel.cli import main
 from clipreel.clip import Clip, ClipConfig, TowerConfig
 from clipreel.errors import ClipreelError
-from clipreel.heads import HEADS, Head, PoolingHead, build_head, head_of, mean_pool, unit
+from clipreel.heads import HEADS, Head, PoolingHead, build_head, head_of, head_options, mean_pool, unit
 from clipreel.heads.base import LARGEST
 from clipreel.retriever import Retriever
 from clipreel.video.sampling import Sampling
@@ -265,3 +266,33 @@ def test_a_pooling_head_makes_the_vectors_of_videos() -> None:
     assert by_text.space == plain.space
     assert by_text.rerank(torch.randn(3, WIDTH), raw, mask).shape == (3, 2)
     assert plain.rerank is None
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "said"),
+    [
+        ("x_pool", "dropout", "much", "dropout 'much': give a finite number"),
+        ("x_pool", "dropout", 1.5, "dropout 1.5: give 0 up to 1"),
+        ("x_pool", "heads", "1", "heads '1': give a whole number"),
+        ("seq_transf", "layers", 2.0, "layers 2.0: give a whole number"),
+        ("seq_transf", "layers", True, "layers True: give a whole number"),
+        ("tight_transf", "positions", None, "positions None: give a whole number"),
+        ("soft_frames", "temperature", [0.1], r"temperature \[0.1\]: give a finite number"),
+        ("soft_frames", "temperature", float("nan"), "temperature nan: give a finite number"),
+    ],
+)
+def test_options_of_another_type_are_told_in_one_line(name: str, option: str, value: object, said: str) -> None:
+    for read in (head_options, lambda head, options: head_of(head, 32, options)):
+        with pytest.raises(ClipreelError, match=f"^{said}") as told:
+            read(name, {option: value})
+        assert "\n" not in str(told.value)
+    assert head_options("soft_frames", {"temperature": "1e-2"})["temperature"] == 0.01
+
+
+def test_the_command_line_tells_of_them_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    for change, said in (
+        ("head.options.dropout=much", "dropout 'much': give a finite number"),
+        ("head.options.heads=one", "heads 'one': give a whole number"),
+    ):
+        assert main(["tune", "shapes", "--head", "x_pool", change, "--on", "no/where"]) == 2
+        assert said in capsys.readouterr().err

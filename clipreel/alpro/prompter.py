@@ -6,6 +6,7 @@ is the plain mean of its unit features over the templates and is not made unit a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from clipreel.errors import ClipreelError
 
 AREA, SHAPE = (0.3, 0.5), (0.3, 1 / 0.3)
 TRIES = 10_000
+COUNT = re.compile(r"(?<=\S)\s+[\d.]+\s*$")
 PROMPT_LENGTH, PROMPTS_AT_ONCE = 15, 512
 VIDEO_STEMS = ("footage", "video", "portrait", "video footage")
 IMAGE_STEMS = ("photo", "picture", "good photo", "good picture")
@@ -140,13 +142,13 @@ def entity_features(model: Alpro, tokenizer: WordPiece, entities: Sequence[str],
 
 
 def read_entities(path: str | Path, most: int = 1000) -> tuple[str, ...]:
-    """The first `most` entities of a text file, one on a line; what follows the first blank of a line is left out, so
-    lines of word and count work. Raises ClipreelError for a file without any."""
+    """The first `most` entities of a text file, one on a line, of one word or several; a number behind it is its count.
+    Raises ClipreelError for a file without any."""
     try:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, ValueError) as e:
         raise ClipreelError(f"the vocabulary {path} cannot be read as UTF-8 ({e})") from e
-    words = [line.split()[0] for line in lines if line.strip()]
+    words = [" ".join(COUNT.sub("", line).split()) for line in lines if line.strip()]
     if not words:
         raise ClipreelError(f"the vocabulary {path} is empty; mine one with: clipreel entities CAPTIONS")
     return tuple(dict.fromkeys(words[:most]))

@@ -36,7 +36,8 @@ def caption(
 ) -> int:
     """Caption the middle frame of every video with an image captioner, for post-pretraining (needs clipreel[caption]).
 
-    Each line of OUT names the model and its licence. Stopped at any point, the same command goes on where it was.
+    Each line of OUT names the model, its licence and a hash of its weights. Stopped at any point, the same command goes
+    on where it was.
     Try `clipreel caption demo-output/shapes/test --model my-captioner`, made with
     `python -m clipreel.training.shapes_captioner --out my-captioner`
 
@@ -80,7 +81,7 @@ def caption(
         samples, captioner, out, frames=frames, batch=batch, workers=workers, progress=Progress("captioning")
     )
     if json:
-        print(js.dumps({**asdict(made), "out": str(out), "model": model, "licence": captioner.licence}))
+        print(js.dumps({**asdict(made), "out": str(out), "model": captioner.name, "licence": captioner.licence}))
     else:
         print(f"{made.made} captions made, {made.kept} kept; {shown(str(out))} ({model}, {captioner.licence})")
     skipped(made.skipped)

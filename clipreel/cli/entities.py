@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,7 @@ HOW_TO_GET_ONE = (
     "Tune an ALPRO on questions and answers (clipreel train configs/alpro/msvd-qa.yaml model=PRETRAINED "
     "train_data=train.jsonl --out my-alpro) and give its folder: --model my-alpro/model"
 )
+USE = "use them: clipreel search ... --tag WORD"
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
@@ -99,6 +101,8 @@ def tag(
             raise ClipreelError("the page is made while tagging; say: clipreel tag WORDS --report PAGE")
         found = tags.read_tags(store)
     else:
+        if videos < 1:
+            raise ClipreelError(f"{videos} videos on the page: show at least 1 (--videos)")
         vocabulary = read_entities(words)
         source, lies = model or store.facts["model"], store.facts.get("adapter")
         retriever = load_model(source, False, device, lies, engine_of(store))
@@ -113,7 +117,8 @@ def tag(
     else:
         for word, count in tags.facets(found):
             print(f"{count:6d}  {word}")
-        print(f"{len(found)} tags in {len({t.path for t in found})} videos; use them: clipreel search ... --tag WORD")
+        use = f"no word is as sure as --least {least:g}: lower it" if words and not found else USE
+        print(f"{len(found)} tags in {len({t.path for t in found})} videos; {use}")
     skipped(failed)
     return 1 if failed else 0
 
@@ -151,17 +156,24 @@ def ask(
     """
     import json as js
 
-    from clipreel.video.decode import read_frames
+    from clipreel.video.decode import probe, read_frames
 
     if k < 1:
         raise ClipreelError(f"{k} answers: ask for at least 1 (-k)")
+    if seen_by is not None and report is None:
+        raise ClipreelError("--seen-by names entities on the page: say where to write it with --report")
+    if not 0 <= (start or 0.0) < (math.inf if end is None else end):
+        raise ClipreelError(f"a part from {start} to {end} seconds is none: give 0 <= --start < --end")
     retriever = load_asking(model, device)
+    judge = retriever if seen_by is None else load_judge(seen_by, device)
+    length = probe(video).duration_s
+    if start is not None and start >= length:
+        raise ClipreelError(f"--start {start:g}: {shown(video)} ends at {length:.2f} seconds")
     frames = read_frames(video, retriever.sampling, start_s=start, end_s=end, transform=retriever.preprocess.pixels)
     found = retriever.ask(retriever.preprocess.normalise(frames.pixels)[None], question, k)
     if report is not None:
         from clipreel.cli.evidence_page import answer_page
 
-        judge = load_asking(seen_by, device) if seen_by else retriever
         answer_page(retriever, judge, video, question, found, report, (start, end))
     if json:
         rows = [{"answer": a, "probability": round(p, 6)} for a, p in found]
@@ -171,6 +183,16 @@ def ask(
         for answer, p in found:
             print(f"{p:6.1%}  {answer}")
     return 0
+
+
+def load_judge(model: str, device: str) -> AlproRetriever:
+    from clipreel.alpro.retriever import AlproRetriever
+    from clipreel.cli.search import load_model
+
+    found = load_model(model, False, device)
+    if not isinstance(found, AlproRetriever) or found.model.mpm_head is None or not found.entities:
+        raise ClipreelError(f"{model} has no entity head with its words; give --seen-by an ALPRO of pre-training")
+    return found
 
 
 def load_asking(model: str | None, device: str) -> AlproRetriever:

@@ -41,8 +41,6 @@ def tags_page(
     tags: Sequence[Tag], model: Retriever, vocabulary: Sequence[str], prompts: str, file: Path, most: int
 ) -> list[tuple[str, str]]:
     """Write the page of the `most` surest tagged videos; those that cannot be read come back with the reason."""
-    if most < 1:
-        raise ClipreelError(f"{most} videos on the page: show at least 1 (--videos)")
     by_video: dict[str, list[Tag]] = {}
     for tag in sorted((t for t in tags if t.level == "video"), key=lambda t: -t.probability):
         by_video.setdefault(tag.path, []).append(tag)

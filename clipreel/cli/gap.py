@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -24,7 +24,8 @@ def gap(
 ) -> int:
     """Tell how far corpora of texts lie apart: the NMI of two clusters of their features with their origin.
 
-    0: nothing tells them apart, 1: the clusters are the corpora. OUT gets table.md, gap.json and clusters.png.
+    0: nothing tells them apart, 1: the clusters are the corpora. OUT gets table.md, gap.json and clusters.png; a folder
+    with the result of other corpora or settings is left as it is.
     Try `clipreel gap shapes/subtitles shapes/captions shapes/test --model shapes-tiny`
 
     Args:
@@ -38,6 +39,7 @@ def gap(
         device: Where the model runs: auto takes the GPU where there is one.
         json: Print the gaps as JSON.
     """
+    import hashlib
     import json as js
     import sys
 
@@ -45,7 +47,7 @@ def gap(
 
     from clipreel.adapter import write
     from clipreel.cli.search import load_model
-    from clipreel.data.gap import Floats, draw, gaps, read_corpus, table
+    from clipreel.data.gap import MADE, Floats, draw, gaps, read_corpus, table
     from clipreel.errors import ClipreelError
 
     named = [c.split("=", 1) if "=" in c else [Path(c).stem if Path(c).suffix else c, c] for c in corpora]
@@ -54,6 +56,12 @@ def gap(
         raise ClipreelError(f"two corpora have the same name ({', '.join(sorted(names))}); write NAME=PATH")
     found = {name: read_corpus(source) for name, source in named}
     retriever = load_model(model, download, device)
+    asked: dict[str, Any] = {"space": retriever.space, "seeds": seeds, "most_texts": texts, "sources": {}}
+    for name, source in named:
+        told = source if source in MADE else Path(source).name
+        digest = hashlib.sha256("\n".join(found[name]).encode()).hexdigest()[:16]
+        asked["sources"][name] = {"source": told, "texts": len(found[name]), "hash": digest}
+    refuse_other(out, asked)
     line = Progress("encoding texts")
 
     def encode(wanted: list[str]) -> Floats:
@@ -65,8 +73,7 @@ def gap(
 
     panels = gaps(found, encode, texts=texts, seeds=seeds)
     rows = [p.gap for p in panels]
-    made = {"model": retriever.name, "space": retriever.space, "seeds": seeds, "gaps": [g.to_dict() for g in rows]}
-    made["sources"] = {name: {"source": source, "texts": len(found[name])} for name, source in named}
+    made = {"model": retriever.name, **asked, "gaps": [g.to_dict() for g in rows]}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -79,3 +86,24 @@ def gap(
         print("matplotlib is not installed, so nothing is drawn (pip install 'clipreel[plots]')", file=sys.stderr)
     print(js.dumps(made) if json else f"{table(rows)}\n{shown(str(out))}: gap.json, table.md, clusters.png")
     return 0
+
+
+def refuse_other(out: Path, asked: dict[str, Any]) -> None:
+    """Raises ClipreelError where a folder holds a result that these settings would not give."""
+    import json as js
+
+    from clipreel.errors import ClipreelError
+    from clipreel.training.config import differences
+
+    path = out / "gap.json"
+    if not path.is_file():
+        return
+    try:
+        before = js.loads(path.read_text("utf-8"))
+        other = differences({key: before.get(key) for key in asked}, asked)
+    except (OSError, ValueError, AttributeError) as e:
+        raise ClipreelError(f"{path} is no result of clipreel gap ({e}); name another --out") from e
+    if other:
+        raise ClipreelError(
+            f"{out} holds another result ({'; '.join(other[:3])}); name another --out, or delete that one"
+        )

@@ -41,7 +41,7 @@ def shards(
         captions: Generated captions by id, which go into the shards too (see clipreel caption).
         per_shard: Videos of one shard.
         index: Folder of the index, where it cannot lie beside the shards.
-        decode: Also decode a frame of every video.
+        decode: Also decode a frame of every video; a new index leaves out videos without one.
         renew: Make the index again from what is there now.
         json: Print the report as JSON.
     """

@@ -34,9 +34,10 @@ def train(
     """
     import json as js
 
-    from clipreel.training.alpro_stages import run_stage, stage_cell
+    from clipreel.training.alpro_stages import run_stage
     from clipreel.training.config import override
     from clipreel.training.distributed import joined
+    from clipreel.training.stage_cells import stage_cell
 
     found = stage_cell(config).config
     for change in changes:

@@ -1,16 +1,18 @@
 """Captions of frames by an image captioner of transformers (BLIP, GIT, Florence-2 and their kin), stored as they come.
 
 CLIP-ViP's auxiliary captions (specification clip_vip.md 1.4): the middle frame of every video, at most 16 words. The
-paper took OFA, which transformers does not have. What is stored is a line a video with the model's name and licence,
-so that a stopped run goes on, and nobody has to guess where a caption is from.
+paper took OFA, which transformers does not have. What is stored is a line a video with the model's name, its licence
+and a hash of its weights, so that a stopped run goes on, also from another place, and nobody has to guess where a
+caption is from. Files of former versions have the model's path instead of the hash, and can be gone on with.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,8 +67,10 @@ class Captioner:
         for name, value in (("words", words), ("beams", beams)):
             if value < 1:
                 raise ClipreelError(f"{name} {value}: give at least 1")
-        self.name, self.words, self.beams = source, words, beams
+        self.name = Path(source).resolve().name if Path(source).is_dir() else source
+        self.words, self.beams = words, beams
         self.processor, model = load(source, download)
+        self.weights = hash_of(model)
         self.model = model.eval().to(device)
         self.prompt = PROMPTS.get(model.config.model_type, "") if prompt is None else prompt
         self.licence = licence or licence_of(source, download)
@@ -85,7 +89,17 @@ class Captioner:
     @property
     def facts(self) -> dict[str, Any]:
         """What every caption depends on besides its frames."""
-        return {"model": self.name, "licence": self.licence, "words": self.words, "prompt": self.prompt}
+        made = {"model": self.name, "weights": self.weights, "licence": self.licence}
+        return made | {"words": self.words, "prompt": self.prompt}
+
+
+def hash_of(model: torch.nn.Module) -> str:
+    """Identity of the weights: their names, shapes and values in float32."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}".encode())
+        total.update(tensor.float().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def load(source: str, download: bool) -> tuple[Any, Any]:
@@ -188,12 +202,20 @@ def stored(out: Path, facts: dict[str, Any]) -> set[str]:
                 file.truncate(len(whole))
         rows = [json.loads(line) for line in whole.decode().splitlines()]
         for number, row in enumerate(rows, 1):
-            other = [f"{k} {row.get(k)!r} and not {v!r}" for k, v in facts.items() if row.get(k) != v]
-            if other:
+            if other := other_settings(row, facts):
                 raise ClipreelError(f"{out}, line {number} was made with {', '.join(other)}; name another --out file")
         return {str(row["id"]) for row in rows}
-    except (OSError, ValueError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ClipreelError(f"{out} is no file of captions ({e}); name another --out file") from e
+
+
+def other_settings(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """In what a stored line was made otherwise. Its model is known by the weights, in an old line by its name."""
+    known = "weights" if "weights" in row else "model"
+    made = {**row, "model": Path(str(row.get("model"))).name}
+    asked = {**facts, "model": Path(facts["model"]).name}
+    asked.pop("model" if known == "weights" else "weights")
+    return [f"{k} {made.get(k)!r} and not {v!r}" for k, v in asked.items() if made.get(k) != v]
 
 
 def grouped(

@@ -17,23 +17,41 @@ from clipreel.errors import ClipreelError
 
 def read_captions(path: str | Path) -> dict[str, str]:
     """Caption by sample id. Raises ClipreelError with the entry that is no caption or that contradicts another."""
-    path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-        listed = text.lstrip().startswith("[")
-        rows: list[Any] = json.loads(text) if listed else [json.loads(line) for line in text.splitlines()]
-    except (OSError, ValueError) as e:
-        raise ClipreelError(f"the captions {path} cannot be read ({e}); a JSON list or JSON lines is expected") from e
     found: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        entry = row if isinstance(row, dict) else {}
-        id, caption = entry.get("id", entry.get("image_id")), entry.get("caption")
-        if id is None or not isinstance(caption, str) or not caption.strip():
-            shape = '{"id": ..., "caption": ...}'
-            raise ClipreelError(f"{path}, entry {number}: {str(row)[:80]} is not {shape} with a text")
+    for number, (row, caption) in enumerate(entries(Path(path)), 1):
+        id = row.get("id", row.get("image_id"))
+        if id is None:
+            raise ClipreelError(f"{path}, entry {number}: {str(row)[:80]} has no id, so it is of no video")
         if found.setdefault(str(id), caption) != caption:
             raise ClipreelError(f"{path}, entry {number}: {id!r} has another caption already; keep one of them")
     return found
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The captions alone, of whatever they are."""
+    return [caption for _, caption in entries(Path(path))]
+
+
+def entries(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """The entries of a file with their captions. Raises ClipreelError with the first one that has none."""
+    wanted = '{"id": ..., "caption": ...}, in a JSON list or one a line'
+    try:
+        text = path.read_text("utf-8")
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        listed = text.lstrip().startswith("[")
+        rows: list[Any] = json.loads(text) if listed else []
+    except (OSError, ValueError) as e:
+        raise ClipreelError(f"the captions {path} cannot be read ({e}); what is expected is {wanted}") from e
+    for number, line in [] if listed else lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError as e:
+            raise ClipreelError(f"{path}, line {number} is no JSON ({e}); what is expected is {wanted}") from e
+    for number, row in enumerate(rows, 1):
+        caption = row.get("caption") if isinstance(row, dict) else None
+        if not isinstance(caption, str) or not caption.strip():
+            raise ClipreelError(f"{path}, entry {number}: {str(row)[:80]} is not {wanted}")
+    return [(row, row["caption"]) for row in rows]
 
 
 def captioned(

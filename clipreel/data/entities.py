@@ -118,6 +118,9 @@ def singular(word: str, known: Counter[str]) -> str:
 
 
 def write_entities(path: Path, found: Sequence[tuple[str, int]]) -> None:
-    """One entity and its count on each line, the form that ALPRO's code reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{word} {count}\n" for word, count in found), "utf-8")
+    """One entity and its count on each line, the form that ALPRO's code reads. ClipreelError where it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{word} {count}\n" for word, count in found), "utf-8")
+    except OSError as e:
+        raise ClipreelError(f"the vocabulary {path} cannot be written ({e.strerror}); give another --out") from e

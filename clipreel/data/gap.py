@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipreel.data.captions import read_captions
+from clipreel.data.captions import read_texts
 from clipreel.data.readers import SUFFIXES, read_samples
 from clipreel.data.shapes import ShapesWorld
 from clipreel.data.shapes_talk import still_captions, subtitles
@@ -61,7 +61,7 @@ class Panel:
 
 
 def read_corpus(source: str, least: int = 2) -> list[str]:
-    """The texts of a corpus: annotations as for training, captions by id, text lines, or a name in `MADE`.
+    """The texts of a corpus: annotations as for training, captions, text lines, or a name in `MADE`.
 
     Raises ClipreelError for a file that is none of these, or that holds fewer texts than `least`.
     """
@@ -79,7 +79,7 @@ def read_corpus(source: str, least: int = 2) -> list[str]:
         except (OSError, ValueError) as e:
             raise ClipreelError(f"{source} cannot be read as UTF-8 text ({e})") from e
     elif path.suffix == ".json" or (path.suffix == ".jsonl" and without_videos(path)):
-        texts = list(read_captions(path).values())
+        texts = read_texts(path)
     elif path.is_dir() or path.suffix in SUFFIXES:
         texts = [c for s in read_samples(path, check_files=False) for c in s.captions]
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -235,12 +235,15 @@ class ShapesWorld:
         text = json.dumps([[item.id, item.captions] for item in self.videos(split)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def write_videos(self, folder: Path, split: str, count: int | None = None) -> list[Sample]:
-        """Render a split to MP4 files and `annotations.jsonl` below `folder`; files that are there are kept."""
+    def write_videos(
+        self, folder: Path, split: str, count: int | None = None, only: Collection[str] | None = None
+    ) -> list[Sample]:
+        """Render a split, its first `count` videos or those with `only` these ids, to MP4 files and `annotations.jsonl`
+        below `folder`; files that are there are kept."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = []
-        for item in self.videos(split)[:count]:
+        for item in (i for i in self.videos(split)[:count] if only is None or i.id in only):
             path = folder / f"{item.id}.mp4"
             if not path.exists():
                 part = path.with_suffix(".part.mp4")

@@ -1,7 +1,8 @@
 """Makes tar shards of captioned videos, and checks or indexes those that are there (tar_shards.py reads them).
 
 Videos go in as they are. A shard is renamed into place before its line of the index is written, so a killed run goes on
-with the same command. Checking reads every byte once and names what was lost.
+with the same command. Checking reads every byte once and names what was lost; an index that is made while videos are
+decoded leaves out those that give no frame.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,7 +105,7 @@ def make_shards(
             good.append(s)
         except DecodeError as e:
             found.skipped.append((str(s.video), e.reason))
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folder(folder)
     old = known_files(folder)
     parts = [good[i : i + per_shard] for i in range(0, len(good), per_shard)]
     names = [f"shard-{i:06d}.tar" for i in range(len(parts))]
@@ -126,6 +127,13 @@ def make_shards(
     write_manifest(folder, files)
     found.samples = sum(f.samples for f in files)
     return found
+
+
+def new_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ClipreelError(f"{folder} cannot be made ({e.strerror}); name another folder") from e
 
 
 def known_files(folder: Path) -> dict[str, ShardFile]:
@@ -205,8 +213,8 @@ def check_shards(
     """Read every shard at a folder, a URL or a pattern (* or {000..012}), and say what is whole and what is lost.
 
     Where there is no index, one is written: beside the shards, or into the folder `index`, which then stands for them.
-    `decode` decodes a frame of every video too; `renew` writes the index of what is there now. Raises ClipreelError
-    where there are no shards.
+    `decode` decodes a frame of every video too, and an index that is written then leaves out videos without one;
+    `renew` writes the index of what is there now. Raises ClipreelError where there are no shards.
     """
     home = str(index or place)
     there = not renew and size_of(joined(home, MANIFEST)) is not None
@@ -219,7 +227,7 @@ def check_shards(
         raise ClipreelError(f"two shards of {place} have the same name in different folders; index them one by one")
     found, files = Checked(shards=len(urls)), []
     if not before:
-        Path(home).mkdir(parents=True, exist_ok=True)
+        new_folder(Path(home))
     for done, (name, url) in enumerate(zip(names, urls, strict=True), 1):
         old = before.get(name)
         if old is not None and size_of(url) is None:
@@ -228,18 +236,24 @@ def check_shards(
             continue
         file, contents, problems = scan(url, name)
         lost = file.lost
-        if old is not None:
+        if old is not None and old.sha256 == file.sha256:
+            file, lost, problems = old, old.lost, list(old.problems)
+            contents = Contents.from_json(get(joined(home, Path(name).name + INDEX)).decode())
+        elif old is not None:
             lost = max(lost, old.samples - file.samples)
-            if old.bytes != file.bytes:
-                problems.append(f"has {file.bytes} bytes and not {old.bytes}: {lost} of {old.samples} samples lost")
-            elif old.sha256 != file.sha256:
-                problems.append("has other bytes than when it was indexed")
-        found.samples, found.lost = found.samples + file.samples, found.lost + lost
+            cut = f"has {file.bytes} bytes and not {old.bytes}: {lost} of {old.samples} samples lost"
+            problems.append(cut if old.bytes != file.bytes else "has other bytes than when it was indexed")
         found.problems += [(url, p) for p in problems]
         if decode:
-            found.problems += undecodable(url, contents)
+            bad = undecodable(url, contents)
+            found.problems += [(f"{url}/{contents.ids[row]}", reason) for row, (reason, _) in bad.items()]
+            if old is None and bad:
+                lost += len(bad)
+                problems.append(f"{len(bad)} samples are left out, whose videos give no frame")
+                file, contents = without(file, contents, bad)
+        found.samples, found.lost = found.samples + file.samples, found.lost + lost
         if old is None:
-            files.append(ShardFile(**{**asdict(file), "problems": tuple(problems)}))
+            files.append(replace(file, problems=tuple(problems)))
             put(Path(home) / (Path(name).name + INDEX), contents.to_json())
         progress(done, len(urls))
     if files:
@@ -360,15 +374,26 @@ def stem(name: str) -> str:
     return f"{folder}/{last.partition('.')[0]}" if folder else last.partition(".")[0]
 
 
-def undecodable(url: str, contents: Contents) -> list[tuple[str, str]]:
-    """The samples of a shard whose video gives no frame."""
-    found = []
-    for id, (start, end) in zip(contents.ids, contents.spans, strict=True):
+def undecodable(url: str, contents: Contents) -> dict[int, tuple[str, bool]]:
+    """The samples of a shard whose video gives no frame: why, by row, and whether one has a generated caption."""
+    found = {}
+    for row, (id, (start, end)) in enumerate(zip(contents.ids, contents.spans, strict=True)):
+        said = False
         try:
-            with on_disk(parse(get(url, start, end), id)) as path:
+            film = parse(get(url, start, end), id)
+            said = bool(film.generated)
+            with on_disk(film) as path:
                 probe(path)
         except DecodeError as e:
-            found.append((f"{url}/{id}", e.reason))
+            found[row] = e.reason, said
         except Damaged as e:
-            found.append((f"{url}/{id}", str(e)))
+            found[row] = str(e), said
     return found
+
+
+def without(file: ShardFile, contents: Contents, bad: Mapping[int, tuple[str, bool]]) -> tuple[ShardFile, Contents]:
+    """The line and the samples of a shard without some rows."""
+    kept = [row for row in range(len(contents.ids)) if row not in bad]
+    rest = Contents(tuple(contents.ids[row] for row in kept), tuple(contents.spans[row] for row in kept))
+    said = file.generated - sum(generated for _, generated in bad.values())
+    return replace(file, samples=len(kept), generated=said, lost=file.lost + len(bad)), rest

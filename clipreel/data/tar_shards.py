@@ -30,7 +30,7 @@ SCHEMA = 1
 MANIFEST, INDEX = "shards.jsonl", ".index.json"
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "jpg", "jpeg", "png")
 TEXTS = ("json", "txt")
-WAITS_S = (1.0, 5.0)  # before a read of a remote place is tried again
+WAITS_S = (1.0, 5.0, 30.0)  # before a read of a remote place is tried again
 NEAR = 1 << 18  # a gap of so few bytes is read rather than left out
 Span = tuple[int, int]
 
@@ -140,7 +140,10 @@ class Shards:
         return [id for shard in range(len(self.files)) for id in self.contents(shard).ids]
 
     def read(self, shard: int, rows: Sequence[int]) -> list[bytes | Damaged]:
-        """The bytes of some samples of a shard, ascending, neighbours in one read; what cannot be read says why."""
+        """The bytes of some samples of a shard, ascending, neighbours in one read; those beyond its end are Damaged.
+
+        Raises ClipreelError where the shard cannot be read at all.
+        """
         found = self.contents(shard)
         runs: list[list[int]] = []
         for row in rows:
@@ -154,8 +157,10 @@ class Shards:
             try:
                 data = get_again(self.url(shard), start, end)
             except Exception as e:  # the clients of remote places raise types of their own
-                parts += [Damaged(f"cannot be read ({str(e)[:120]})")] * len(run)
-                continue
+                raise ClipreelError(
+                    f"{self.url(shard)} cannot be read ({str(e)[:120] or type(e).__name__}); the same command goes on "
+                    "from the last checkpoint when it can"
+                ) from e
             for a, b in (found.spans[row] for row in run):
                 piece = data[a - start : b - start]
                 parts.append(piece if len(piece) == b - a else Damaged("the shard ends before it"))
@@ -254,7 +259,7 @@ def get(url: str, start: int | None = None, end: int | None = None) -> bytes:
 
 
 def get_again(url: str, start: int, end: int) -> bytes:
-    """The same, with a second and a third try for what may pass."""
+    """The same, tried again after each of `WAITS_S` for what may pass."""
     for wait in WAITS_S:
         try:
             return get(url, start, end)
@@ -270,7 +275,7 @@ def size_of(url: str) -> int | None:
     fs, path = system(url)
     try:
         return int(fs.info(path)["size"] or 0)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
@@ -18,6 +18,7 @@ from clipreel.heads.seq_lstm import SeqLstm
 from clipreel.heads.seq_transf import SeqTransf
 from clipreel.heads.tight_transf import TightTransf
 from clipreel.heads.x_pool import XPool
+from clipreel.typed import read
 
 __all__ = ["HEADS", "Head", "PoolingHead", "build_head", "head_of", "head_options", "mean_pool", "real_frames", "unit"]
 
@@ -45,22 +46,25 @@ def head_named(name: str) -> str:
 
 
 def head_options(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All options of a head, its defaults changed by `changes`; ClipreelError for one that it does not have."""
-    rules = inspect.signature(HEADS[head_named(name)]).parameters
-    known = {n: p.default for n, p in rules.items() if n != "width"}
-    for key in changes or {}:
+    """All options of a head, its defaults changed by `changes`; ClipreelError for one that it does not have, or that is
+    of another type."""
+    kind, found = HEADS[head_named(name)], dict(changes or {})
+    known = {n: p.default for n, p in inspect.signature(kind).parameters.items() if n != "width"}
+    hints = get_type_hints(kind.__init__)
+    for key, value in found.items():
         if key not in known:
             raise ClipreelError(f"the head {name} has no option {key!r} Options: {', '.join(known) or 'none'}")
-    return {**known, **(changes or {})}
+        found[key] = read(key, hints[key], value)
+    share = found.get("dropout", 0.0)
+    if not 0 <= share < 1:
+        raise ClipreelError(f"dropout {share}: give 0 up to 1, without 1")
+    return {**known, **found}
 
 
 def head_of(name: str, width: int, options: Mapping[str, Any] | None = None) -> Head:
     """A new head for vectors of this width; ClipreelError for a name or an option that there is not."""
     stated = head_options(name, options)
-    try:
-        head = HEADS[head_named(name)](width, **stated)
-    except TypeError as e:
-        raise ClipreelError(f"options of the head {name}: {e}") from e
+    head = HEADS[head_named(name)](width, **stated)
     head.options = stated
     return head
 

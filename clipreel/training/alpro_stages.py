@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
 from clipreel.alpro.model import AlproConfig
 from clipreel.alpro.prompter import Prompter, read_entities
@@ -32,11 +31,13 @@ from clipreel.retriever import pick_device
 from clipreel.training.alpro import STAGES, AlproRecipe, QaRecipe
 from clipreel.training.alpro_augment import LARGER, Which, augmentation
 from clipreel.training.batches import Loader
-from clipreel.training.config import TrainConfig, as_dict, build, within
+from clipreel.training.config import TrainConfig, as_dict, within
 from clipreel.training.distributed import after_first, on_first, world
 from clipreel.training.engine import Outcome, Validator, fit, restore
+from clipreel.training.log import read_log
 from clipreel.training.mixed import Mixed
 from clipreel.training.order import Order
+from clipreel.training.pairs import LEAST, enough
 from clipreel.training.recipe import Recipe
 from clipreel.training.stage_data import captions_in, films, questions_in, refuse_overlap
 from clipreel.video.sampling import Sampling
@@ -92,6 +93,11 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         within("keep_least", self.keep_least, 0.0, 1.0)
+        for name in ("frames", "keep_frames", "most_entities", "most_answers"):
+            within(name, getattr(self, name), 1)
+        within("batch", self.batch, 1 if self.stage == "qa" else LEAST)  # a video alone is never told from another
+        within("tokens", self.tokens, 3)  # a word between the tokens of start and end
+        within("negatives_within", self.negatives_within, LEAST)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ def answer_stage(
     questions, judged = (questions_in(config, p) for p in (config.train_data, config.validation_data))
     if not questions:
         raise ClipreelError("there are no questions to train on; set train_data")
+    if config.answers and not Path(config.answers).is_file():
+        raise ClipreelError(f"there is no file {config.answers}; give answers as a JSON list of words, or leave it out")
     answers = read_words(Path(config.answers)) if config.answers else answer_vocabulary(questions, config.most_answers)
     if not answers:
         raise ClipreelError(f"the answers in {config.answers} are empty; give a JSON list of words, or leave it out")
@@ -184,6 +192,9 @@ def answer_stage(
     if len(labels) < len(questions):
         say(f"{len(questions) - len(labels)} of {len(questions)} questions have an answer outside the vocabulary")
     base = regrown(base, answers=answers)
+    long = sum(len(words_of(base).encode(q.question)) > base.context - 2 for q in questions)
+    if long:
+        say(f"{long} of {len(questions)} questions are cut to the {base.context - 2} tokens that are read; see tokens")
     shown_in = films(questions), films(judged)
     refuse_overlap(config, *shown_in)
     frames, skipped = decoded(base, together(*shown_in), folder / "frames", config, say)
@@ -216,6 +227,9 @@ def finish(
     outcome = fit(
         recipe, loader, config.train, folder / "run", validator=split, facts=facts, progress=progress, say=say
     )
+    kept = [row["kept"] for row in read_log(folder / "run") if "kept" in row]
+    if kept and not any(kept):
+        say(f"the prompter was never as sure as keep_least: {config.keep_least}, so entities taught nothing; lower it")
     restore(recipe, outcome.selected.weights)
     base.__dict__.pop("fingerprint", None)
     base.__dict__.pop("space", None)
@@ -330,11 +344,11 @@ def decoded(
 def loader_of(
     base: AlproRetriever, samples: list[Sample], frames: Frames, config: StageConfig, sampling: str
 ) -> Loader:
-    tokenizer = words_of(base)
+    enough(len(samples), "the data to train on", 1 if config.stage == "qa" else LEAST)
     return Loader(
         Order(samples, config.order, batch=config.batch, seed=config.train.seed),
         frames,
-        lambda texts: tokenizer(texts, base.context),
+        lambda texts: words_of(base)(texts, base.context),
         sampling=Sampling(sampling, config.frames),
         augment=augmentation(config.augment),
         size=base.preprocess.size,
@@ -372,27 +386,3 @@ def answered(base: AlproRetriever, questions: Sequence[Question], frames: Frames
         best = logits[:, : len(base.answers)].argmax(1).tolist()
         found |= {q.id: base.answers[i] for q, i in zip(part, best, strict=True)}
     return found
-
-
-# ---------------------------------------------------------------------- published stages
-
-
-@dataclass(frozen=True)
-class StageCell:
-    """A stage as it was published: its config, the figures that were printed, and where."""
-
-    config: StageConfig
-    target: dict[str, float]
-    source: str
-
-
-def stage_cell(path: Path) -> StageCell:
-    """The stage in a YAML file: `source`, `target` and `config`. Raises ClipreelError for what is wrong in it."""
-    try:
-        data: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-        config = build(StageConfig, data["config"], str(path))
-        return StageCell(config, {k: float(v) for k, v in data.get("target", {}).items()}, data.get("source", ""))
-    except FileNotFoundError as e:
-        raise ClipreelError(f"config {path} is missing; those of the published stages are in configs/alpro") from e
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ClipreelError(f"{path} is no config of a stage ({type(e).__name__}: {e})") from e

@@ -52,6 +52,7 @@ from clipreel.training.config import OptimConfig, ScheduleConfig, TrainConfig
 from clipreel.training.engine import fit
 from clipreel.training.log import read_log
 from clipreel.training.microbatch import Passes, gradients
+from clipreel.training.pairs import some
 from clipreel.training.recipe import Recipe
 
 JUDGED = 20  # candidates that matching judges for each query
@@ -69,7 +70,7 @@ class Sizes:
     qa: int = 120
     batch: int = 32
     lr: float = 1e-3
-    test: int | None = None  # videos that are measured; all without it
+    test: int | None = None  # videos that are measured, drawn by their names; all without it
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,10 @@ def measured(study: Study, run: Run, model: AlproRetriever) -> dict[str, float]:
     world = study.world
     if run.stage == "qa":
         questions = world.questions("test")
-        some = {s.id for s in world.samples("test")[: study.sizes.test]}
-        questions = [q for q in questions if q.video_id in some]
+        chosen = {s.id for s in some(world.samples("test"), study.sizes.test)}
+        questions = [q for q in questions if q.video_id in chosen]
         return accuracies(questions, answered(model, questions, world.answers_frames("test", run.blind), run.frames))
-    samples, films = world.samples("test")[: study.sizes.test], world.frames("test")
+    samples, films = some(world.samples("test"), study.sizes.test), world.frames("test")
     began = time.perf_counter()
     tokens = tokens_of(model, samples, films, run.frames)
     encoding = time.perf_counter() - began

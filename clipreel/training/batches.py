@@ -129,6 +129,10 @@ class Batches(ABC):
     def batch(self, step: int) -> Batch:
         """The rows of this process; the same whenever and wherever it is asked for."""
 
+    def told(self) -> list[str]:
+        """What a run should say of its batches before it begins."""
+        return []
+
     def stream(self, start: int, stop: int) -> Generator[tuple[int, Batch, float], None, None]:
         """Steps start..stop-1 as (step, batch, seconds waited for it), built ahead in threads."""
         todo = iter(range(start, stop))
@@ -147,6 +151,12 @@ class Batches(ABC):
             finally:
                 for _, job in jobs:
                     job.cancel()
+
+
+def short(rows: int, batch: int) -> list[str]:
+    """What is told of an epoch that does not fill a single batch."""
+    said = f"an epoch has {rows} rows and a batch {batch}, so every step takes the same {rows} rows"
+    return [said] if rows < batch else []
 
 
 class Loader(Batches):
@@ -212,6 +222,9 @@ class Loader(Batches):
             if shape[1:] != (3, size, size) or not shape[0]:
                 raise ClipreelError(f"the frames of {s.id!r} have shape {shape}; expected (T, 3, {size}, {size})")
         return [shape[0] for shape in shapes], size
+
+    def told(self) -> list[str]:
+        return short(self.order.rows, self.order.per_step)
 
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch; the last one of an epoch may be shorter."""

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import yaml
 
 from clipreel.errors import ClipreelError
-from clipreel.training.alpro_stages import StageConfig, stage_cell
+from clipreel.training.alpro_stages import StageConfig
 from clipreel.training.cells import TOLERANCE, Figures, cells
 from clipreel.training.config import read
 from clipreel.training.post_pretraining import PostPretrainConfig
 from clipreel.training.settings import TuneConfig, read_config
+from clipreel.training.stage_cells import stage_cell
 from clipreel.training.stage_data import set_and_split
 
 PACKAGE = Path(__file__).parent.parent

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_TO_CHANGE = ("log_every", "checkpoint_every")  # between a run and its resumption
-MOST_EMPTY = 3  # steps in a row without a sample that can be used
+MOST_EMPTY = 1000  # steps in a row without a sample that can be used; fewer where epochs are short
 SAVED_EVERY_S = 600.0  # steps may be slow: the most that a kill costs, besides the step that it interrupts
 
 
@@ -180,6 +180,8 @@ class _Run:
             self.recipe.recompute()
         self._claim()
         resumed = self._resume()
+        for text in self.loader.told():
+            self.say(text)
         if self.first:
             self.log = RunLog(self.folder, self.done)
         self.recipe.train(True)
@@ -193,8 +195,7 @@ class _Run:
 
     def _loop(self) -> None:
         clock, begin = Clock(self.done, self.total), self.done
-        every, started = self.config.checkpoint_every, time.perf_counter()
-        saved = started
+        started = saved = time.perf_counter()
         with closing(self.loader.stream(self.done, self.total)) as batches:
             for step, batch, waited in batches:
                 clock.waited += waited
@@ -208,24 +209,27 @@ class _Run:
                 due = self.validator is not None and self.done % self.measure_every == 0
                 better = self._measure() if due or last else False
                 late = distributed.least(int(time.perf_counter() - saved >= SAVED_EVERY_S))
-                if better or self.done % every == 0 or last or late:
+                if better or self.done % self.config.checkpoint_every == 0 or last or late:
                     self._save()
                     saved = time.perf_counter()
         self.waited /= max(time.perf_counter() - started, 1e-9)
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
         """One update. Returns the numbers of the log."""
-        if not sum(distributed.row_counts(len(batch))):
+        rows = sum(distributed.row_counts(len(batch)))
+        if not rows:
             return self._nothing(step)
         self.empty = 0
-        self.micro = self.micro or fitting_rows(self.recipe, batch, self._passes(1))
-        passes, scale = self._passes(self.micro), 1.0 if self.scaler is None else self.scaler.scale
+        micro = self.micro or fitting_rows(self.recipe, batch, self._passes(1))
+        if rows == self.loader.batch_rows(step):  # one with rows left out says too little of those to come
+            self.micro = micro
+        passes, scale = self._passes(micro), 1.0 if self.scaler is None else self.scaler.scale
         try:
             losses, report = gradients(self.recipe, batch, step, passes, scale)
         except torch.OutOfMemoryError as e:
             raise ClipreelError(
-                f"step {step}: {self.micro} rows at a time do not fit into the memory of {self.device}; set "
-                f"micro_batch: {max(1, self.micro // 2)} or recompute: true"
+                f"step {step}: {micro} rows at a time do not fit into the memory of {self.device}; set "
+                f"micro_batch: {max(1, micro // 2)} or recompute: true"
             ) from e
         if self.scaler is not None:
             torch._foreach_mul_([p.grad for p in self.params.values() if p.grad is not None], 1 / scale)
@@ -249,15 +253,16 @@ class _Run:
         return values | {"lr": max(self.updater.rates(step))}
 
     def _nothing(self, step: int) -> dict[str, float]:
-        """A step none of whose samples can be used changes nothing. Many in a row are an error."""
+        """A step none of whose samples can be used changes nothing but counts. A whole epoch of them is an error."""
         self.empty += 1
-        if self.empty > MOST_EMPTY:
-            which = f"steps {step + 2 - self.empty} to {step + 1}"
+        if self.empty >= min(MOST_EMPTY, 2 * self.loader.steps_per_epoch):  # one epoch may end with them, one begin
             raise ClipreelError(
-                f"none of the samples of {which} can be used; skipped-*.jsonl in {self.folder} says why"
+                f"none of the samples of steps {step + 2 - self.empty} to {step + 1} can be used; skipped-*.jsonl in "
+                f"{self.folder.parent} says why. Leave them out: clipreel shards PLACE --decode --renew"
             )
-        self.say(f"step {step + 1}: none of its samples can be used, so it changes nothing")
-        return {"loss": 0.0, "grad_norm": 0.0, "lr": max(self.updater.rates(step))}
+        if self.empty == 1:
+            self.say(f"step {step + 1}: none of its samples can be used; such steps change nothing")
+        return {"lr": max(self.updater.rates(step))}
 
     def _passes(self, micro: int) -> Passes:
         dtype = DTYPES[self.config.precision]
@@ -272,11 +277,9 @@ class _Run:
         if self.first:
             if logged:
                 self.log.write("train", self.done, values)
-            self.progress(
-                self.done,
-                self.total,
-                f"loss {values['loss']:.4f}  data {values['data_wait']:.0%}  {values['memory_gb']:.1f} GB",
-            )
+            loss, waited = values.get("loss", math.nan), values["data_wait"]  # an empty step has no loss
+            text = f"loss {loss:.4f}  data {waited:.0%}  {values['memory_gb']:.1f} GB"
+            self.progress(self.done, self.total, text)
 
     def _measure(self) -> bool:
         """Measure, and keep the weights if they are the best so far; says whether they are."""
@@ -351,7 +354,7 @@ class _Run:
             moments[name] = distributed.laid_out_like(value, p) if value.shape == p.shape else value
         self.updater.load_state(moments)
         self.done, self.micro = facts["step"], facts["micro_batch"]
-        self.best, self.metrics = facts["best"], facts["metrics"]
+        self.best, self.metrics, self.empty = facts["best"], facts["metrics"], facts.get("empty", 0)
         if self.scaler is not None:
             self.scaler = LossScale(*facts["loss_scale"])
         self.recipe.after_step()
@@ -363,6 +366,7 @@ class _Run:
         tensors |= {f"optim/{n}": distributed.whole(t) for n, t in self.updater.state().items()}
         facts = {
             "micro_batch": self.micro,
+            "empty": self.empty,
             "best": self.best,
             "metrics": self.metrics,
             "loss_scale": None if self.scaler is None else [self.scaler.scale, self.scaler.good],

@@ -45,6 +45,9 @@ class Mixed(Batches):
         chosen = int(drawn[within])
         return self.loaders[chosen], self.before(block)[chosen] + int((drawn[:within] == chosen).sum())
 
+    def told(self) -> list[str]:
+        return [f"data {n}: {text}" for n, loader in enumerate(self.loaders, 1) for text in loader.told()]
+
     def batch_rows(self, step: int) -> int:
         loader, own = self.place(step)
         return loader.batch_rows(own)

@@ -65,6 +65,9 @@ class Beside(Batches):
         self.main, self.aside = main, aside
         self.steps_per_epoch, self.ahead = main.steps_per_epoch, main.ahead
 
+    def told(self) -> list[str]:
+        return self.main.told()
+
     def batch_rows(self, step: int) -> int:
         return self.main.batch_rows(step)
 
@@ -89,6 +92,9 @@ class Mixture(Batches):
         rounds = max(-(-sources[n].steps_per_epoch // shares[n]) for n in self.names)
         self.steps_per_epoch = rounds * len(self.round)
         self.ahead = max(s.ahead for s in sources.values())
+
+    def told(self) -> list[str]:
+        return [f"source {name}: {text}" for name, source in self.sources.items() for text in source.told()]
 
     def turn(self, step: int) -> tuple[str, int]:
         """The source of a step, and how many steps it had before."""

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from clipreel.data.misses import read_misses
 from clipreel.data.readers import annotation_file, read_samples
 from clipreel.data.sample import Sample
 from clipreel.data.sets import DEVELOPMENT, check_apart, developing, is_set
-from clipreel.data.shapes import ShapesWorld
+from clipreel.data.shapes import ShapesWorld, VideoItem
 from clipreel.data.sources import SHAPES, Source, notes
 from clipreel.errors import ClipreelError
 from clipreel.evaluation.protocol import split_hash
 from clipreel.training.config import within
 
+T = TypeVar("T", Sample, VideoItem)
 LEAST = 2  # videos of each part, because among fewer there is nothing to find
 
 
@@ -32,8 +33,8 @@ class DataConfig:
 
     Splits are named (`train`, `validation`, `held_out`) where the file has a split column, are those that were
     published, or are drawn by the shares `validation_share` and `held_out_share` of the paths in the file. `limit`
-    trains on the first so many videos only. `general` is a second set that must not get worse. `quarantine` is the list
-    of files to leave out, where it lies elsewhere than the data.
+    trains on so many of the videos only, drawn by their names (`some`). `general` is a second set that must not get
+    worse. `quarantine` is the list of files to leave out, where it lies elsewhere than the data.
     """
 
     path: str = ""
@@ -97,13 +98,14 @@ class Pairs:
 
 
 def shapes_pairs(folder: Path, seed: int = 0, limit: int | None = None) -> Pairs:
-    """The shapes world as video files below a folder, at most `limit` of them for training."""
+    """The shapes world as video files below a folder, at most `limit` of them for training, with their opposites."""
     made = ShapesWorld(seed)
-    counts = {"train": limit, "val": None, "test": None}
-    train, validation, held_out = (made.write_videos(folder / split, split, n) for split, n in counts.items())
-    there = {s.id for s in train}
-    opposite = {i.id: i.opposite for i in made.videos("train") if i.id in there and i.opposite in there}
-    return Pairs(train, validation, held_out, opposite)
+    every = made.videos("train")
+    there = {i.id: i.opposite for i in some(every, limit, lambda item: item.group)}
+    train = made.write_videos(folder / "train", "train", only=there)
+    validation, held_out = (made.write_videos(folder / split, split) for split in ("val", "test"))
+    opposite = {id: other for id, other in there.items() if other in there}
+    return Pairs(train, validation, held_out, opposite, notes=limited(len(train), len(every)))
 
 
 def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
@@ -116,7 +118,8 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
         return shapes_pairs(scratch / "shapes", limit=config.limit)
     if is_set(config.path):
         pairs = published(config)
-        return replace(pairs, train=pairs.train[: config.limit])
+        train = some(pairs.train, config.limit)
+        return replace(pairs, train=train, notes=[*pairs.notes, *limited(len(train), len(pairs.train))])
     names = [name for name in (config.train, config.validation, config.held_out) if name]
     if len(names) not in (0, 3):
         raise ClipreelError("name all of data.train, data.validation and data.held_out, or none of them")
@@ -126,7 +129,30 @@ def read_pairs(config: DataConfig, scratch: Path) -> Pairs:
             "not three splits: what is measured must not be trained on or have chosen the weights"
         )
     pairs = named(config, names) if names else drawn(config)
-    return replace(pairs, train=pairs.train[: config.limit], misses=misses_of(config, pairs))
+    train = some(pairs.train, config.limit)
+    said = limited(len(train), len(pairs.train))
+    return replace(pairs, train=train, misses=misses_of(config, pairs), notes=said)
+
+
+def some(items: Sequence[T], limit: int | None, name: Callable[[T], str] = lambda item: item.id) -> list[T]:
+    """At most `limit` items in their order, whatever that is: those whose names draw the lowest. What shares a name is
+    drawn together. Files are often sorted by kind, so their first rows would not stand for all."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    names = [name(item) for item in items]
+    lowest = sorted(range(len(items)), key=lambda i: (draw(f"some {names[i]}"), names[i], i))
+    return [items[i] for i in sorted(lowest[:limit])]
+
+
+def enough(videos: int, what: str, least: int = LEAST) -> None:
+    """Raises ClipreelError for fewer videos than are needed, by default to be told from each other."""
+    if videos < least:
+        raise ClipreelError(f"{what}: {videos} videos can be read and at least {least} are needed; give more")
+
+
+def limited(taken: int, of: int) -> list[str]:
+    """What a run says of `data.limit`."""
+    return [f"{taken} of {of} videos are trained on (data.limit), drawn by their names"] if taken < of else []
 
 
 def misses_of(config: DataConfig, pairs: Pairs) -> Misses:

@@ -41,6 +41,6 @@ def plot_run(folder: Path, say: Say = print) -> list[Path]:
 
 def _curves(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values by name: the loss and its parts, or the measured recalls."""
-    names = [n for n in (rows[0] if rows else {}) if n not in NOT_PLOTTED]
+    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in NOT_PLOTTED]
     names = [n for n in names if ("loss" in n if kind == "train" else "R@" in n or len(names) == 1)]
     return {n: ([r["step"] for r in rows if n in r], [r[n] for r in rows if n in r]) for n in names}

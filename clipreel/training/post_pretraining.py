@@ -27,16 +27,18 @@ from clipreel.data.shapes_talk import still_captions, subtitles
 from clipreel.data.sources import SHAPES
 from clipreel.data.tar_shards import open_shards
 from clipreel.errors import ClipreelError
+from clipreel.losses import four_named
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner
 from clipreel.training.batches import Batches, Loader
-from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict
+from clipreel.training.config import GroupRule, OptimConfig, ScheduleConfig, TrainConfig, as_dict, within
 from clipreel.training.distributed import after_first, on_first, share, world
 from clipreel.training.engine import Outcome, Validator, fit
 from clipreel.training.measuring import Say, cached, measured
 from clipreel.training.mixture import Beside, Middle, Mixture
 from clipreel.training.omnisource import OmnisourceRecipe
 from clipreel.training.order import Order
+from clipreel.training.pairs import LEAST, enough, some
 from clipreel.training.recipe import Recipe
 from clipreel.training.settings import PIXELS
 from clipreel.training.snapshots import Snapshots
@@ -56,8 +58,9 @@ class SourceConfig:
 
     `captions` is a file of generated captions, whose absent ones are an error or the text `missing_caption`. `share`
     steps of every round are its own. `frames` of each video (None: as many as the run; 1 for images). `limit` takes
-    the first so many videos. With `source` "shards", `path` is a folder or URL of tar shards (`clipreel shards`), which
-    are decoded as they are read and shuffled in runs of `buffer`; `captions` "shards" are those stored in them.
+    so many videos, drawn by their names. With `source` "shards", `path` is a folder or URL of tar shards (`clipreel
+    shards`), which are decoded as they are read and shuffled in runs of `buffer`; `captions` "shards" are those stored
+    in them.
     """
 
     path: str
@@ -70,6 +73,12 @@ class SourceConfig:
     frames: int | None = None
     limit: int | None = None
     buffer: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in (("share", 1), ("frames", 1), ("buffer", 1), ("limit", LEAST)):
+            within(name, getattr(self, name), least)
+        if not self.path:
+            raise ClipreelError("a source has no path; name its annotations, or its shards")
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,13 @@ class PostPretrainConfig:
         )
     )
 
+    def __post_init__(self) -> None:
+        within("batch", self.batch, LEAST)  # a video alone is never told from another
+        within("frames", self.frames, 1)
+        within("snapshots", self.snapshots, 0)
+        within("max_scale", self.max_scale, 1)
+        four_named(self.loss)
+
 
 @dataclass(frozen=True)
 class PostPretrained:
@@ -123,9 +139,10 @@ class _Sources:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     streams: list[Streamed] = field(default_factory=list)
 
-    def decoded(self, name: str, source: SourceConfig, random: bool) -> tuple[list[Sample], FrameCache, Sampling]:
+    def decoded(
+        self, name: str, source: SourceConfig, samples: list[Sample], random: bool
+    ) -> tuple[list[Sample], FrameCache, Sampling]:
         """The samples of a source whose frames are there, the frames, and which of them a batch takes."""
-        samples = after_first(lambda: self.samples(source))
         frames = source.frames or self.config.frames
         keep = frames * (3 if random else 1)
         place = self.scratch / f"frames-{name}-{self.base.preprocess.fingerprint()[:6]}-{keep}"
@@ -135,10 +152,11 @@ class _Sources:
 
     def samples(self, source: SourceConfig) -> list[Sample]:
         if source.path != SHAPES:
-            return read_samples(source.path, source.videos, split=source.split)[: source.limit]
+            return some(read_samples(source.path, source.videos, split=source.split), source.limit)
         films, split = ShapesWorld(), source.split or "train"
-        made = films.write_videos(self.scratch / "shapes" / split, split)
-        return captioned(made, subtitles(films.videos(split)))[: source.limit]
+        only = {i.id for i in some(films.videos(split), source.limit, lambda item: item.group)}
+        made = films.write_videos(self.scratch / "shapes" / split, split, only=only)
+        return captioned(made, subtitles(films.videos(split)))
 
     def captions(self, source: SourceConfig) -> dict[str, str]:
         if source.captions == SHAPES:
@@ -146,15 +164,24 @@ class _Sources:
         return read_captions(str(source.captions))
 
     def batches(self, name: str, source: SourceConfig) -> Batches:
-        if source.limit is not None and source.limit < 2:
-            raise ClipreelError(f"sources.{name}.limit: {source.limit} is below 2")
+        if source.captions is None and {*"fc"} & {*"".join(four_named(self.config.loss))}:
+            self.say(f"source {name} has no captions, so its steps take v-s in place of {self.config.loss}")
         if source.source == "shards":
             return self.streamed(name, source)
-        samples, frames, sampling = self.decoded(name, source, self.config.random_frames)
+        if source.captions == "shards":
+            raise ClipreelError(f"sources.{name}.captions: shards have some, pairs take a file; or say source: shards")
+        samples = after_first(lambda: self.samples(source))
+        if source.limit is not None:
+            self.say(f"source {name}: {len(samples)} videos, drawn by their names (limit: {source.limit})")
+        captions = None if source.captions is None else self.captions(source)
+        if captions is not None:  # what is missing is told before hours of decoding
+            captioned(samples, captions, source.missing_caption, source.captions or "")
+        samples, frames, sampling = self.decoded(name, source, samples, self.config.random_frames)
+        enough(len(samples), f"sources.{name}")
         main = self.loader(samples, frames, sampling)
-        if source.captions is None:
+        if captions is None:
             return main
-        stills = captioned(samples, self.captions(source), source.missing_caption, source.captions)
+        stills = captioned(samples, captions, source.missing_caption)
         return Beside(main, self.loader(stills, Middle(frames), Sampling("middles", 1)))
 
     def streamed(self, name: str, source: SourceConfig) -> Streamed:
@@ -166,6 +193,7 @@ class _Sources:
         for place, problem in shards.problems:
             self.say(f"{place}: {problem}")
         self.skipped += shards.problems
+        enough(sum(shards.counts), f"sources.{name}")
         captions = source.captions
         stream = Streamed(
             shards,
@@ -292,7 +320,8 @@ def with_tuner(base: Retriever, tuner: Tuner, config: PostPretrainConfig) -> Ret
 
 
 def validator(read: _Sources, source: SourceConfig, tuner: Tuner) -> Validator:
-    samples, frames, _ = read.decoded("validation", source, random=False)
+    samples = after_first(lambda: read.samples(source))
+    samples, frames, _ = read.decoded("validation", source, samples, random=False)
     count = source.frames or read.config.frames
 
     def measure(_: Recipe) -> dict[str, float]:

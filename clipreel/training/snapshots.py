@@ -20,6 +20,9 @@ class Snapshots(Batches):
         self.inner, self.count, self.keep = inner, count, keep
         self.steps_per_epoch, self.ahead = inner.steps_per_epoch, inner.ahead
 
+    def told(self) -> list[str]:
+        return self.inner.told()
+
     def batch_rows(self, step: int) -> int:
         return self.inner.batch_rows(step)
 

@@ -2,7 +2,8 @@
 
 The shards of an epoch come in an order of their own, and runs of `buffer` samples of that stream are shuffled. So a
 step says which bytes of which shards it needs, a run goes on in the middle of a shard without any stored cursor, and
-each process reads only its own rows. A sample that cannot be used is left out of its batch, and named.
+each process reads only its own rows. A sample that is damaged is left out of its batch, and named; the batch may be
+empty then. A place that cannot be read is an error: rows left out for it would make the run another one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from clipreel.data.tar_shards import Damaged, Film, Shards, on_disk, parse
 from clipreel.errors import ClipreelError
-from clipreel.training.batches import Batch, Batches
+from clipreel.training.batches import Batch, Batches, short
 from clipreel.video.decode import read_frames
 from clipreel.video.packets import DecodeError
 from clipreel.video.sampling import Sampling
@@ -121,6 +122,9 @@ class Streamed(Batches):
         places = np.random.default_rng([self.seed, WITHIN, epoch, window]).permutation(places)
         turn = np.searchsorted(ends, places, "right")
         return shards[turn], places - (ends[turn] - self.counts[shards[turn]])
+
+    def told(self) -> list[str]:
+        return short(self.total, self.per_step)
 
     def batch_rows(self, step: int) -> int:
         within = step % self.steps_per_epoch

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from clipreel.errors import ClipreelError
-
-WORDS: Mapping[Any, str] = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+from clipreel.typed import read
 
 
 @dataclass(frozen=True)
@@ -23,11 +20,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, read(hint, value))
-            except (ValueError, OverflowError) as e:
-                raise ClipreelError(f"{name} {value!r}: give {wanted(hint)}") from e
+            object.__setattr__(self, name, read(name, hint, getattr(self, name)))
         self.check()
 
     def check(self) -> None:
@@ -56,26 +49,3 @@ class Options:
         for name in names:
             if not 0 <= getattr(self, name) < 1:
                 raise ClipreelError(f"{name} {getattr(self, name)}: give 0 up to 1, without 1")
-
-
-def read(hint: Any, value: Any) -> Any:
-    """The value as a type that `wanted` can name. Raises ValueError, or OverflowError, where it is none."""
-    args = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):  # something or None
-        return None if value is None else read(next(a for a in args if a is not NoneType), value)
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(read(args[0], v) for v in value)
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        if not math.isfinite(number := float(value)):
-            raise ValueError(value)
-        return number if isinstance(value, str) else value
-    if type(value) is not hint:
-        raise ValueError(value)
-    return value
-
-
-def wanted(hint: Any) -> str:
-    args = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return f"null or {wanted(next(a for a in args if a is not NoneType))}"
-    return "a list, each " + wanted(args[0]) if get_origin(hint) is tuple else WORDS[hint]

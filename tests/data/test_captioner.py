@@ -1,6 +1,7 @@
 """Captions by small random captioners of two kinds: stored, continued, refused, left out; and one that is trained."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ class Told(Captioner):
 
     def __init__(self, texts: dict[int, str]) -> None:
         self.texts, self.name, self.licence, self.words, self.prompt = texts, "told", "mit", 16, ""
+        self.weights = "none"
         self.asked: list[int] = []
 
     def __call__(self, images: Any) -> list[str]:
@@ -140,8 +142,9 @@ def test_a_line_a_video_and_a_run_that_goes_on(captioner: Captioner, films: list
     first = caption_videos(films[:3], captioner, out, batch=2)
     assert (first.made, first.kept) == (3 - len(first.skipped), 0)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows[0].keys() == {"id", "caption", "model", "licence", "words", "prompt", "frames"}
+    assert rows[0].keys() == {"id", "caption", "model", "weights", "licence", "words", "prompt", "frames"}
     assert (rows[0]["model"], rows[0]["licence"]) == (captioner.name, "bsd-3-clause")
+    assert "/" not in captioner.name  # no path of this machine
     whole = out.read_bytes()
     out.write_bytes(whole + b'{"id": "half')  # killed while writing
     second = caption_videos(films, captioner, out, batch=2)
@@ -156,6 +159,29 @@ def test_a_line_a_video_and_a_run_that_goes_on(captioner: Captioner, films: list
     out.write_text("[1]\n")
     with pytest.raises(ClipreelError, match="is no file of captions"):
         caption_videos(films, captioner, out)
+
+
+def test_captions_are_gone_on_with_from_another_place_and_from_old_files(films: list[Sample], tmp_path: Path) -> None:
+    here = blip(tmp_path / "blip")
+    made, out = Captioner(str(here), words=4), tmp_path / "c.jsonl"
+    caption_videos(films[:2], made, out)
+    shutil.copytree(here, tmp_path / "elsewhere" / "moved")
+    moved = Captioner(str(tmp_path / "elsewhere" / "moved"), words=4)
+    assert (moved.name, moved.weights) == ("moved", made.weights)
+    assert caption_videos(films[:2], moved, out).made == 0
+    row = json.loads(out.read_text().splitlines()[0])
+    old = {k: v for k, v in row.items() if k != "weights"} | {"model": str(tmp_path / "gone" / "blip")}
+    out.write_text(json.dumps(old) + "\n")
+    assert caption_videos(films[:1], made, out).kept == 1
+    with pytest.raises(ClipreelError, match="line 1 was made with model 'blip' and not 'moved'"):
+        caption_videos(films[:1], moved, out)
+    with torch.no_grad():
+        next(made.model.parameters()).add_(1)
+    made.model.save_pretrained(here)
+    other = Captioner(str(here), words=4)
+    out.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ClipreelError, match=f"made with weights '{made.weights}' and not '{other.weights}'"):
+        caption_videos(films[:1], other, out)
 
 
 def test_the_middle_frame_is_captioned(films: list[Sample], tmp_path: Path) -> None:

@@ -103,9 +103,43 @@ def test_the_command_reads_what_a_captioner_wrote(tmp_path: Path) -> None:
     assert read_entities(out)[:2] == ("dog", "man")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("listed.json", json.dumps([{"image_id": 7, "caption": "a dog on a beach"}] * 2)),  # as published
+        ("named.jsonl", '{"clip_name": "a", "caption": "a dog on a beach"}\n' * 2),
+        ("pairs.csv", "video,caption\na.mp4,a dog on a beach\nb.mp4,a dog on a beach\n"),
+        ("lines.txt", "a dog on a beach\n\na dog on a beach\n"),
+    ],
+)
+def test_captions_in_any_form_are_mined(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["entities", str(tmp_path / name), "--out", str(tmp_path / "w.txt"), "--tagger", "places"]) == 0
+    assert (tmp_path / "w.txt").read_text() == "beach 2\ndog 2\n"
+
+
+def test_captions_that_cannot_be_mined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = '{"id": "1", "caption": "a dog on a beach"}\n'
+    good = tmp_path / "good.jsonl"
+    good.write_text(row)
+    (tmp_path / "half.jsonl").write_text(row + row[:20])
+    (tmp_path / "mute.jsonl").write_text(row + '{"id": "2", "caption": 3}\n')
+    for file, out, said in (
+        (tmp_path / "half.jsonl", tmp_path / "w.txt", "half.jsonl, line 2 is no JSON"),
+        (tmp_path / "mute.jsonl", tmp_path / "w.txt", "entry 2: {'id': '2', 'caption': 3} is not"),
+        (good, tmp_path, "cannot be written (Is a directory); give another --out"),
+        (good, good / "w.txt", "cannot be written (File exists)"),
+    ):
+        assert main(["entities", str(file), "--out", str(out), "--tagger", "places"]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "w.txt").exists()
+
+
 def test_a_vocabulary_is_read_back(tmp_path: Path) -> None:
     write_entities(tmp_path / "words.txt", [("dog", 3), ("man", 1)])
     assert read_entities(tmp_path / "words.txt") == ("dog", "man")
+    (tmp_path / "words.txt").write_text("polar bear 7\n  fire   truck \n\n42\ncat\t0.5\n")
+    assert read_entities(tmp_path / "words.txt") == ("polar bear", "fire truck", "42", "cat")
 
 
 def test_wrong_use_is_told() -> None:

@@ -107,6 +107,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert gap["talk", "shapes/test"] < gap["talk", "shapes/captions"]
     assert (tmp_path / "g" / "clusters.png").read_bytes()[:4] == b"\x89PNG"
     assert "| talk - shapes/captions | 60 |" in (tmp_path / "g" / "table.md").read_text()
+    before = (tmp_path / "g" / "gap.json").read_bytes()
+    assert main(command) == 0  # the same again
+    assert (tmp_path / "g" / "gap.json").read_bytes() == before
+    capsys.readouterr()
+    (tmp_path / "more.txt").write_text("a dog\na cat\n")
+    (fewer := list(command))[command.index("60")] = "50"
+    (once := list(command))[command.index("2")] = "1"
+    for other in (fewer, once, ["gap", f"more={tmp_path / 'more.txt'}", *command[1:]]):
+        assert main(other) == 2
+        assert "holds another result" in capsys.readouterr().err
+    assert (tmp_path / "g" / "gap.json").read_bytes() == before
+    (tmp_path / "g" / "gap.json").write_text("[]")
+    assert main(command) == 2
+    assert "is no result of clipreel gap" in capsys.readouterr().err
+    assert str(tmp_path) not in before.decode()
     assert main(["gap", "shapes/test"]) == 2
     assert main(["gap", "a=shapes/test", "a=shapes/captions", "--model", "shapes-tiny"]) == 2
     assert "write NAME=PATH" in capsys.readouterr().err

@@ -126,12 +126,14 @@ def test_foreign_shards_are_indexed(films: list[Sample], tmp_path: Path) -> None
     with pytest.raises(ClipreelError, match=r"no shards.jsonl.*clipreel shards"):
         open_shards(tmp_path)
     found = check_shards(str(tmp_path), decode=True)
-    assert (found.shards, found.samples, found.lost, found.indexed) == (2, 5, 4, True)
+    assert (found.shards, found.samples, found.lost, found.indexed) == (2, 4, 5, True)
     assert "4 samples are left out: 'part/0002' (no video), 'part/0003' (no text)" in found.problems[0][1]
     assert found.problems[1] == (f"{tmp_path}/a-000.tar/part/0006", "not-video")
     shards = open_shards(tmp_path)
-    assert shards.ids() == ["part/0000", "cat", "part/0006", "part/0000", "cat"]
-    assert len(shards.problems) == 1
+    assert shards.ids() == ["part/0000", "cat", "part/0000", "cat"]  # no run meets part/0006 again
+    assert [p for _, p in shards.problems][1:] == ["1 samples are left out, whose videos give no frame"]
+    again = check_shards(str(tmp_path), decode=True)
+    assert (again.samples, again.lost, again.problems) == (4, 5, shards.problems)
     assert [parse(d, "x").captions for d in shards.read(0, [0, 1])] == [("a dog",), ("a cat",)]
     # cut in the middle of a video, and exactly between two samples
     for end, samples_left, said in (
@@ -187,8 +189,8 @@ def test_a_read_that_fails_once_is_tried_again(made: Path, monkeypatch: pytest.M
     assert parse(data, "").id == shards.contents(0).ids[1]
     assert len(tried) == 3
     failing = {4, 5, 6}
-    [data] = shards.read(0, [1])
-    assert str(data) == "cannot be read (no answer)"
+    with pytest.raises(ClipreelError, match=r"shard-000000.tar cannot be read \(no answer\); the same command goes on"):
+        shards.read(0, [1])
 
 
 def test_samples_that_cannot_be_used() -> None:
@@ -227,4 +229,7 @@ def test_the_command(films: list[Sample], tmp_path: Path, capsys: pytest.Capture
     assert "4 of 4 samples lost" in said.err
     assert main(["shards", str(tmp_path / "none")]) == 2
     assert "there are no .tar files" in capsys.readouterr().err
+    for wrong in (["--out", f"{path}/x"], ["--index", f"{path}/x"]):
+        assert main(["shards", data if "--out" in wrong else out, *wrong]) == 2
+        assert "cannot be made (Not a directory); name another folder" in capsys.readouterr().err
     assert main(["shards", data, "--out", out, "--per-shard", "0"]) == 2

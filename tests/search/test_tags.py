@@ -149,7 +149,23 @@ def test_the_commands_tag_rerank_and_ask(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain]) == 0
     assert page.read_text().count("data:image/jpeg") == 1  # no entities without a head
     assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *plain, "--seen-by", asking]) == 2
-    assert "this ALPRO has no entity head" in capsys.readouterr().err
+    assert "has no entity head with its words; give --seen-by an ALPRO" in capsys.readouterr().err
+    for wrong, said in (
+        ((*plain, "--seen-by", "shapes-tiny"), "shapes-tiny has no entity head"),
+        (("--seen-by", model), "say where to write it with --report"),
+        (("--start", "2", "--end", "1"), "a part from 2.0 to 1.0 seconds is none"),
+        (("--start", "nan"), "a part from nan to None seconds is none"),
+        (("--start", "900"), "a.mp4 ends at "),
+    ):
+        assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, *wrong]) == 2
+        assert said in capsys.readouterr().err
+    tags = ["tag", str(words), "--index", place]
+    assert main([*tags, "--report", str(page), "--videos", "0"]) == 2
+    assert "show at least 1 (--videos)" in capsys.readouterr().err
+    assert main(["tag", "--index", place]) == 0
+    assert "     3  dog" in capsys.readouterr().out  # as before
+    assert main([*tags, "--least", "1"]) == 0
+    assert "0 tags in 0 videos; no word is as sure as --least 1: lower it" in capsys.readouterr().out
     assert main(["ask", str(videos / "a.mp4"), "what is it?", "--model", asking, "-k", "0"]) == 2
     assert "0 answers: ask for at least 1" in capsys.readouterr().err
     assert main(["info", model, "--json"]) == 0

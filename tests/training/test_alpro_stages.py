@@ -21,7 +21,8 @@ from clipreel.cli import main
 from clipreel.data.questions import accuracies, answer_vocabulary, read_questions
 from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
-from clipreel.training.alpro_stages import StageConfig, run_stage, stage_cell
+from clipreel.training.alpro_stages import StageConfig, run_stage
+from clipreel.training.stage_cells import stage_cell
 from tests.alpro.tiny import config as tiny_sizes
 from tests.alpro.tiny import tiny
 from tests.training import worker
@@ -38,7 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (folder / "annotations.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[:6]))
     (folder / "held.jsonl").write_text("".join(lines[6:]))
-    (folder / "stills.jsonl").write_text(json.dumps({"video": samples[0].video.name, "captions": ["a still"]}) + "\n")
+    stills = [{"video": s.video.name, "captions": [f"a still {n}"]} for n, s in enumerate(samples[:2])]
+    (folder / "stills.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stills))
     rows = [
         {"video": s.video.name, "question": q, "answer": a, "answer_type": q.split()[0], "question_id": f"{i}-{n}"}
         for i, s in enumerate(samples)
@@ -167,6 +169,51 @@ def test_answers_outside_the_vocabulary_are_told(world: Path, tmp_path: Path) ->
     made = run_stage(asked, tmp_path / "run", say=said.append)
     assert "3 of 12 questions have an answer outside the vocabulary" in said
     assert made.model.answers == ("shape", "one")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch": 1}, "batch: 1 is not allowed; give 2 or more"),
+        ({"frames": 0}, "frames: 0 is not allowed"),
+        ({"tokens": 2}, "tokens: 2 is not allowed; give 3 or more"),
+        ({"negatives_within": 0}, "negatives_within: 0 is not allowed; give 2 or more"),
+        ({"stage": "qa", "most_answers": 0}, "most_answers: 0 is not allowed"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_decoded(
+    world: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ClipreelError, match=said):
+        stage(world, **changes)
+    assert stage(world, stage="qa", batch=1).batch == 1
+
+
+def test_what_is_cut_or_dropped_in_training_is_told(world: Path, tmp_path: Path) -> None:
+    name, said = next(world.glob("*.mp4")).name, []
+    rows = [
+        {"video": name, "question": q, "answer": a, "question_id": a}
+        for q, a in (("what " * 500, "one"), ("how many?", "two"))
+    ]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = stage(world, stage="qa", train_data=str(tmp_path / "qa.jsonl"), validation_data="", videos=str(world))
+    with pytest.raises(ClipreelError, match="0 videos can be read and at least 1 are needed"):
+        run_stage(replace(asked, videos=str(tmp_path)), tmp_path / "unread")
+    run_stage(asked, tmp_path / "qa", say=said.append)
+    assert "1 of 2 questions are cut to the 14 tokens that are read; see tokens" in said
+    assert "an epoch has 2 rows and a batch 3, so every step takes the same 2 rows" in said
+    with pytest.raises(ClipreelError, match=r"there is no file .*none.json; give answers"):
+        run_stage(replace(asked, answers=str(tmp_path / "none.json")), tmp_path / "none")
+    prompter = run_stage(stage(world, stage="prompter", validation_data=""), tmp_path / "prompter")
+    for least, told in ((0.0, False), (1.0, True)):
+        said = []
+        sure = stage(world, stage="pretrain", prompter=str(prompter.folder), validation_data="", keep_least=least)
+        run_stage(sure, tmp_path / str(least), say=said.append)
+        assert any("so entities taught nothing; lower it" in text for text in said) == told
+    (tmp_path / "one.jsonl").write_text((world / "train.jsonl").read_text().splitlines()[0])
+    alone = stage(world, train_data=str(tmp_path / "one.jsonl"), validation_data="", videos=str(world))
+    with pytest.raises(ClipreelError, match="1 videos can be read and at least 2 are needed"):
+        run_stage(alone, tmp_path / "alone")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])

@@ -14,7 +14,7 @@ from clipreel.training.log import Clock, read_log
 from clipreel.training.microbatch import Passes, fitting_rows
 from clipreel.training.recipe import Recipe, RetrievalRecipe, Tensors
 from tests.training import worker
-from tests.training.tiny import Memory, Rows, tiny_config, tiny_recipe, weights
+from tests.training.tiny import ROWS, Memory, Rows, tiny_config, tiny_recipe, weights
 
 
 def silent(text: str) -> None:
@@ -265,13 +265,37 @@ def test_a_step_without_samples_changes_nothing(tmp_path: Path) -> None:
     """As of shards where all samples of a batch are damaged."""
     told: list[str] = []
     fit(tiny_recipe(), Memory((0, 0, 8, 8)), tiny_config(steps=4, log_every=1), tmp_path / "a", say=told.append)
-    assert [row["loss"] == 0 for row in rows(tmp_path / "a")] == [True, True, False, False]
-    assert [t for t in told if "changes nothing" in t] == [
-        f"step {n}: none of its samples can be used, so it changes nothing" for n in (1, 2)
+    assert ["loss" in row for row in rows(tmp_path / "a")] == [False, False, True, True]
+    assert [t for t in told if "change nothing" in t] == [
+        "step 1: none of its samples can be used; such steps change nothing"
     ]
-    loader, config = Memory((8, *[0] * 9)), tiny_config(steps=9)
-    with pytest.raises(ClipreelError, match=f"none of the samples of steps 2 to {2 + engine.MOST_EMPTY} can be used"):
-        fit(tiny_recipe(), loader, config, tmp_path / "b", say=silent)
+    assert (tmp_path / "a" / "loss.png").is_file()
+
+
+def test_a_run_ends_however_many_steps_are_empty_and_stops_where_all_are(tmp_path: Path) -> None:
+    sizes = (8, *[0] * 9)
+    outcome = fit(tiny_recipe(), Memory(sizes), tiny_config(steps=20), tmp_path / "a", say=silent)
+    assert outcome.last.step == 20
+
+    def kill(step: int) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    for hook in (kill, lambda step: None):  # a resumed run counts those before it
+        loader = Memory((0,) * 5, hook)
+        with pytest.raises((KeyboardInterrupt, ClipreelError)) as ended:
+            fit(tiny_recipe(), loader, tiny_config(steps=20), tmp_path / "b", say=silent)
+    assert "none of the samples of steps 1 to 10 can be used" in str(ended.value)
+    assert "clipreel shards PLACE --decode --renew" in str(ended.value)
+
+
+def test_a_batch_with_rows_left_out_does_not_set_the_micro_batch(tmp_path: Path) -> None:
+    class Damaged(Memory):
+        def batch(self, step: int) -> Rows:
+            whole = super().batch(step)
+            return whole if step else whole.rows(0, 1)
+
+    assert fit(tiny_recipe(), Damaged(), tiny_config(), tmp_path, say=silent).micro_batch == ROWS
 
 
 class Time:

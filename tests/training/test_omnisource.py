@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -440,8 +441,42 @@ def test_runs_that_cannot_be(corpus: Path, tmp_path: Path, capsys: pytest.Captur
         (f"sources.films.captions={tmp_path / 'short.jsonl'}", "none for 11 of 12 samples"),
         ("loss=v-x", "add up different ones of"),
         ("pixels={geometri: squash}", "unknown key pixels.geometri; did you mean pixels.geometry?"),
-        ("sources.films.share=0", "a share of 0 is below 1"),
+        ("sources.films.share=0", "share: 0 is not allowed; give 1 or more"),
+        ("sources.films.captions=shards", "shards have some, pairs take a file"),
+        ("sources.films.frames=0", "frames: 0 is not allowed"),
+        ("sources.films.buffer=0", "buffer: 0 is not allowed"),
+        ("sources.films.path=''", "a source has no path"),
+        ("snapshots=-1", "snapshots: -1 is not allowed"),
+        ("max_scale=0.1", "max_scale: 0.1 is not allowed"),
+        ("batch=1", "batch: 1 is not allowed; give 2 or more"),
         ("method=vip", "there is no method"),
     ):
         assert main([*command, change]) == 2, change
         assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("frames-*"))  # nothing was decoded before it was told
+
+
+def test_what_a_run_leaves_out_of_its_config_is_told(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("sources.films.limit=3", "train.steps=1")
+    command = [
+        "post-pretrain",
+        str(corpus / "config.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        *changes,
+    ]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "source films: 3 videos, drawn by their names (limit: 3)" in said
+    assert "source films: an epoch has 3 rows and a batch 4, so every step takes the same 3 rows" in said
+    assert "source images has no captions, so its steps take v-s in place of v-sc+f-c" in said
+    assert "source films has no captions" not in said
+    (tmp_path / "one.jsonl").write_text((corpus / "images.jsonl").read_text().splitlines()[0])
+    for image in corpus.glob("*.png"):
+        shutil.copy(image, tmp_path)
+    assert main([*command[:2], f"sources.images.path={tmp_path / 'one.jsonl'}", "--out", str(tmp_path / "two")]) == 2
+    assert "sources.images: 1 videos can be read and at least 2 are needed" in capsys.readouterr().err

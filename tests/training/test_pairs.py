@@ -1,14 +1,17 @@
 """The three parts of a user's own videos: never empty by chance, never swapped behind his back."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
-from clipreel.training.pairs import DataConfig, Pairs, read_pairs
+from clipreel.training.pairs import DataConfig, Pairs, read_pairs, some
 
 
 def parts(folder: Path, names: list[str], **shares: float) -> tuple[set[str], set[str], set[str]]:
@@ -46,6 +49,31 @@ def test_a_video_that_was_trained_on_is_never_measured_later(
     assert train <= more_train
     assert not validation & more_held_out
     assert held_out | validation | train == (more_train | more_validation | more_held_out) & set(names[:few])
+
+
+def test_a_limit_takes_videos_of_every_kind_whatever_their_order(tmp_path: Path) -> None:
+    world = ShapesWorld().videos("train")
+    assert {i.scene.kind for i in world[:400]} < {i.scene.kind for i in world}  # the first ones stand for some only
+    for limit in (160, 400):
+        chosen = some(world, limit, lambda item: item.group)
+        counts = Counter(i.scene.kind for i in chosen)
+        assert sum(counts.values()) == limit
+        for kind, whole in Counter(i.scene.kind for i in world).items():
+            assert counts[kind] > 0.4 * limit * whole / len(world), kind
+        ids = {i.id for i in chosen}
+        assert sum(i.opposite is not None and i.opposite not in ids for i in chosen) <= 1  # a cut group
+        turned = some(world[::-1], limit, lambda item: item.group)
+        assert {i.group for i in turned} == {i.group for i in chosen}
+    rows = [json.dumps({"video": f"{n}.mp4", "caption": f"{n // 50}"}) + "\n" for n in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    for n in range(200):
+        (tmp_path / f"{n}.mp4").touch()
+    config = DataConfig(path=str(tmp_path / "pairs.jsonl"))
+    every, part = (read_pairs(replace(config, limit=n), tmp_path) for n in (None, 40))
+    assert {s.captions for s in part.train} == {s.captions for s in every.train}
+    assert [s for s in every.train if s in part.train] == part.train
+    assert part.notes == [f"40 of {len(every.train)} videos are trained on (data.limit), drawn by their names"]
+    assert every.notes == []
 
 
 def test_large_sets_are_cut_by_their_shares_and_keep_their_sides(tmp_path: Path) -> None:

@@ -15,12 +15,16 @@ from clipreel.data.shard_files import make_shards
 from clipreel.data.tar_shards import open_shards
 from clipreel.errors import ClipreelError
 from clipreel.training.batches import Batch
-from clipreel.training.mixture import Middle
+from clipreel.training.engine import fit
+from clipreel.training.log import read_log
+from clipreel.training.mixed import Mixed
+from clipreel.training.mixture import Middle, Mixture
 from clipreel.training.snapshots import Snapshots
 from clipreel.training.streaming import Streamed
 from clipreel.video.decode import read_frames
 from clipreel.video.sampling import Sampling
 from clipreel.video.transforms import Preprocess
+from tests.training.tiny import tiny_config, tiny_recipe, weights
 from tests.video.make import write
 
 COUNT, SIZE = 11, 16
@@ -144,6 +148,59 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(films: list[Sample], 
     assert sorted(len(b) for _, b, _ in stream(tmp_path / "two", captions=None, batch=1).stream(0, 2)) == [0, 1]
 
 
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_run_over_a_wholly_damaged_part_ends_and_resumes_exactly(
+    films: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Five steps of an epoch of eight are empty, in whichever order its shards come."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    bad = [Sample(f"bad{n}", broken, ("a caption",)) for n in range(10)]
+    make_shards([*films[:5], *bad], tmp_path / "s", per_shard=5)
+
+    def ids(texts: list[str]) -> Tensor:
+        return torch.tensor([[1 + len(t) % 30, 1 + ord(t[-1]) % 30, 39, *[0] * 5] for t in texts])
+
+    def run(folder: str, until: int = 16) -> tuple[dict[str, Tensor], list[str], list[dict]]:
+        told: list[str] = []
+        made = Streamed(
+            open_shards(tmp_path / "s"), ids, Preprocess(SIZE), Sampling("uniform", 2), batch=2, seed=5, buffer=1
+        )
+        rows = made.batch
+
+        def batch(step: int) -> Batch:
+            if step == until:
+                raise KeyboardInterrupt
+            return rows(step)
+
+        monkeypatch.setattr(made, "batch", batch)
+        recipe = tiny_recipe()
+        fit(recipe, made, tiny_config(steps=16, checkpoint_every=1), tmp_path / folder, say=told.append)
+        log = [{k: row.get(k) for k in ("step", "loss", "lr")} for row in read_log(tmp_path / folder)]
+        return weights(recipe), told, log
+
+    whole, told, log = run("whole")
+    assert len(log) == 16
+    empty = [row["step"] for row in log if row["loss"] is None]
+    assert len(empty) >= 8
+    assert len([t for t in told if "change nothing" in t]) == sum(n - 1 not in empty for n in empty)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", until=stop)
+    again, _, other = run("killed")
+    assert all(torch.equal(whole[n], again[n]) for n in whole)
+    assert other == log
+
+
+def test_an_epoch_that_fills_no_batch_is_told_once(place: Path) -> None:
+    assert stream(place, batch=COUNT).told() == []
+    said = f"an epoch has {COUNT} rows and a batch 64, so every step takes the same {COUNT} rows"
+    short = stream(place, batch=64)
+    assert short.told() == [said]
+    mixed = Mixture({"films": short, "more": stream(place)}, {"films": 1, "more": 1})
+    assert Snapshots(mixed, 1, lambda step: None).told() == [f"source films: {said}"]
+    assert Mixed([stream(place), short]).told() == [f"data 2: {said}"]
+
+
 def test_a_video_of_one_frame_is_that_frame_again(tmp_path: Path) -> None:
     write(tmp_path / "short.mp4", frames=1)
     write(tmp_path / "long.mp4", frames=20)
@@ -235,7 +292,7 @@ def test_post_pretraining_from_shards(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "one" / "adapter" / "adapter_model.safetensors").read_bytes() == whole
     for change, said in (
         ("sources.films.split=train", "shards have no split"),
-        ("sources.films.limit=1", "limit: 1 is below 2"),
+        ("sources.films.limit=1", "limit: 1 is not allowed; give 2 or more"),
         (f"sources.films.path={tmp_path / 'none'}", "there is no shards.jsonl"),
         ("sources.films.source=tars", "is not one of pairs, shards"),
     ):

@@ -8,12 +8,26 @@ import pytest
 import torch
 
 import clipreel
+from clipreel.data.sample import Sample
+from clipreel.data.shapes import ShapesWorld
 from clipreel.errors import ClipreelError
+from clipreel.evaluation.features import Features, save_features
+from clipreel.evaluation.protocol import Stamp
 from clipreel.training import vip_studies
 from clipreel.training.config import as_dict, read, to_yaml
 from clipreel.training.post_pretraining import PostPretrainConfig
 from clipreel.training.settings import TuneConfig, read_config
-from clipreel.training.vip_studies import LOSSES, Leg, Lengths, estimate, loss_legs, main, proxy_configs, scale_legs
+from clipreel.training.vip_studies import (
+    LOSSES,
+    Leg,
+    Lengths,
+    estimate,
+    loss_legs,
+    main,
+    parts,
+    proxy_configs,
+    scale_legs,
+)
 from clipreel.tuners import build, options
 
 SHORT = Lengths(10, 8, 6)
@@ -80,6 +94,31 @@ def test_only_the_same_run_counts_as_done(tmp_path: Path, monkeypatch: pytest.Mo
         assert asked.pop() == other.config
 
 
+def blind(seen: int = 0) -> Features:
+    """Vectors that tell every scene from the others but never which way it runs, save in the first `seen` films."""
+    films = ShapesWorld().videos("test")
+    names = list(dict.fromkeys(i.group for i in films))
+    vectors = torch.eye(len(names) + 1)[[names.index(i.group) for i in films]]
+    for row, film in enumerate(films[:seen]):
+        vectors[row, -1] = 0.5 if film.id.endswith("a") else -0.5
+    samples = [Sample(i.id, Path(f"{i.id}.mp4"), i.captions) for i in films]
+    return Features(samples, vectors, vectors.clone(), Stamp(split="shapes held out"))
+
+
+def test_r_at_1_is_taken_apart_into_scene_and_order() -> None:
+    most = vip_studies.bound()
+    assert most["t2v R@1"] == pytest.approx(100 * (110 + 20) / 240)
+    assert parts(blind()) == {"t2v scene": most["t2v scene"], "t2v order": most["t2v order"]}
+    seen = parts(blind(22))
+    assert seen["t2v scene"] == 100
+    assert seen["t2v order"] == pytest.approx(50 + 50 * 22 / 220)
+    lost = blind()
+    lost.videos[:12] = 0
+    assert parts(lost)["t2v scene"] == pytest.approx(100 * 228 / 240)
+    assert "t2v scene" in vip_studies.MEASURES
+    assert set(most) == set(vip_studies.MEASURES)
+
+
 def fake(leg: Leg, root: Path, scratch: Path, base: object) -> None:
     """A run whose recall is its seed and the steps of post-pretraining."""
     folder = root / leg.folder
@@ -88,6 +127,7 @@ def fake(leg: Leg, root: Path, scratch: Path, base: object) -> None:
     (folder / "run" / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     if isinstance(leg.config, TuneConfig):
         value = leg.at + leg.config.train.seed
+        save_features(folder / "features", blind(leg.at))
         both = {way: {"R@1": value, "R@5": value + 10, "R@10": value + 20} for way in ("t2v", "v2t")}
         (folder / "report.json").write_text(json.dumps({"compared": {"after": both}}))
 
@@ -100,6 +140,9 @@ def test_a_table_over_seeds(
     main([study, "--out", str(tmp_path), "--seeds", "3", "--steps", "8"])
     found = json.loads((tmp_path / "table.json").read_text())
     last = found["rows"][-1]
+    assert found["bound"]["t2v R@1"] == pytest.approx(54.17, abs=0.01)
+    assert "| order-blind bound | | 54.2 | 100.0 | 50.0 | 100.0 |" in (tmp_path / "table.md").read_text()
+    assert last["t2v scene"]["mean"] == 100
     assert last["steps"] == 8
     assert last["t2v R@1"] == {"mean": 9, "low": 8, "high": 10}
     assert last["t2v mean"]["mean"] == pytest.approx(19)
