@@ -1,4 +1,6 @@
-"""Writes docs/results.md from the JSON files that hold every figure. Usage: python benchmarks/results.py
+"""Writes docs/results.md, and the README's table of methods, from the JSON files that hold every figure.
+
+Usage: python benchmarks/results.py
 
 Read are benchmarks/results/*.json (a table for all rows of equal columns), benchmarks/results/reproduced/*.json
 (result.json of `clipreel reproduce`), table.json beside the configs of each study (of `clipreel compare`), the tables
@@ -37,6 +39,22 @@ MINIATURES = {  # folder of benchmarks/studies with the table.json and table.md 
     "alpro": ("ALPRO: losses, prompts, entities, frames, questions", "python -m clipreel.training.alpro_study"),
 }
 STUDIED = ROOT / "benchmarks" / "studies"
+README, BEGIN, END = ROOT / "README.md", "<!-- benchmarks/results.py writes this table -->\n", "<!-- to here -->\n"
+CHOSEN = {  # the README's rows: folder of the configs and name of a row, and how it is called
+    ("ablation/heads", "seq_transf"): "CLIP4Clip's seqTransf over the base as it is",
+    ("ablation/heads", "seq_lstm"): "CLIP4Clip's seqLSTM over the base as it is",
+    ("shapes", "mv_adapter"): "MV-Adapter",
+    ("shapes", "st_adapter"): "ST-Adapter",
+    ("shapes", "vop_fc_transformer"): "VoP^F+C, context from a transformer",
+    ("shapes", "vop_c_transformer"): "VoP^C, context from a transformer",
+    ("shapes", "vop_fc"): "VoP^F+C, context from a BiLSTM",
+    ("shapes", "vop_c"): "VoP^C, context from a BiLSTM",
+    ("shapes", "vop_fp"): "VoP^F+P",
+    ("shapes", "vop_f"): "VoP^F",
+    ("shapes", "vop_p"): "VoP^P",
+    ("shapes", "full"): "full tuning (cannot see order)",
+    ("shapes", "vop"): "VoP (cannot see order)",
+}
 CARD = ROOT / "clipreel" / "models" / "shapes-tiny" / "measured.json"
 PAGE = ROOT / "docs" / "results.md"
 TOP = """# Results
@@ -52,7 +70,30 @@ belongs into `benchmarks/results/reproduced/`.
 
 def main() -> None:
     PAGE.write_text(page(), "utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    README.write_text(readme(README.read_text("utf-8")), "utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)} and the table of {README.relative_to(ROOT)}")
+
+
+def readme(text: str) -> str:
+    """The README with the table of methods as it is now, best first."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    studies = {folder: Study.from_dict(read(CONFIGS / folder / "table.json")) for folder, _ in CHOSEN}
+    shapes, lines = studies["shapes"], list[tuple[float, str]]()
+    assert shapes.before is not None
+    assert shapes.bound is not None
+    for (folder, name), called in CHOSEN.items():
+        row = next(r for r in studies[folder].rows if r.name == name)
+        t2v, v2t = row.recalls["t2v R@1"], row.recalls["v2t R@1"]
+        lines.append((t2v.mean, f"| {called} | {row.trainable:,} | {t2v} | {v2t} |"))
+    for called, (t2v, v2t) in {
+        "the bound": (shapes.bound["t2v R@1"], shapes.bound["v2t R@1"]),
+        "without tuning": (shapes.before.t2v["R@1"], shapes.before.v2t["R@1"]),
+    }.items():
+        lines.append((t2v, f"| *{called}* | | *{t2v:.1f}* | *{v2t:.1f}* |"))
+    head = "| method | trained numbers | t2v R@1 | v2t R@1 |\n|---|---:|---:|---:|\n"
+    rows = "".join(f"{line}\n" for _, line in sorted(lines, reverse=True))
+    return f"{before}{BEGIN}{head}{rows}{END}{after}"
 
 
 def page() -> str:

@@ -65,6 +65,14 @@ def test_the_page_of_results_is_what_the_json_say() -> None:
     assert page == results().page(), "a figure changed: python benchmarks/results.py writes docs/results.md again"
 
 
+def test_the_table_of_the_readme_is_what_the_json_say() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text == results().readme(text), "a figure changed: python benchmarks/results.py writes the table again"
+    rows = json.loads((ROOT / "configs" / "shapes" / "table.json").read_text("utf-8"))["rows"]
+    best = max(rows, key=lambda row: row["recalls"]["t2v R@1"]["mean"])
+    assert f"| {best['trainable']:,} | {best['recalls']['t2v R@1']['mean']:.1f} (" in text
+
+
 def test_every_figure_is_on_the_page_of_results() -> None:
     """Independent of how tables are made: every number of a JSON file stands in its part, to four digits."""
     parts = (ROOT / "docs" / "results.md").read_text("utf-8").split("\n## ")
