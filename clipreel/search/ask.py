@@ -225,7 +225,7 @@ def notes_of_spread(ranked: Sequence[Sequence[Found]]) -> list[str]:
     if judges and not any(judge for judge, _ in judges):
         return [f"no words: a query that is no text is compared with other videos, and needs {LEAST} that differ"]
     if judges and not any(judge and judge.matching(best) for judge, best in judges):
-        return ["nothing stands out: these are merely the nearest"]
+        return ["nothing stands out: many videos are about as near as the first"]
     return []
 
 

@@ -110,7 +110,7 @@ def test_nothing_stands_out_is_said(index: Index, monkeypatch: pytest.MonkeyPatc
     like = Request(like=[Like("v0", 4.0)], k=100)
     monkeypatch.setattr(View, "spread", lambda *args: Spread(0.0, 1.0, 5.0))
     nothing = asker.answer(like)
-    assert nothing.notes[-1] == "nothing stands out: these are merely the nearest"
+    assert nothing.notes[-1] == "nothing stands out: many videos are about as near as the first"
     assert (nothing.state, nothing.matching, {h.words for h in nothing.hits}) == ("ok", 0, {"one of many"})
     monkeypatch.setattr(View, "spread", lambda *args: Spread(0.0, 0.01, 5.0))
     assert "nothing" not in asker.answer(like).notes[-1]
