@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from clipreel.adapter import load
+from clipreel.data.shapes import ShapesWorld
 from clipreel.search import spread
 from clipreel.search.ann import Approximate
 from clipreel.search.ask import Asker, Filters, Like, Request
@@ -114,6 +117,26 @@ def test_nothing_stands_out_is_said(index: Index, monkeypatch: pytest.MonkeyPatc
     assert (nothing.state, nothing.matching, {h.words for h in nothing.hits}) == ("ok", 0, {"one of many"})
     monkeypatch.setattr(View, "spread", lambda *args: Spread(0.0, 0.01, 5.0))
     assert "nothing" not in asker.answer(like).notes[-1]
+
+
+def test_on_the_shapes_world_stills_of_the_archive_stand_out_and_noise_hardly() -> None:
+    model = load("shapes-tiny", device="cpu")
+
+    def encoded(frames: np.ndarray) -> np.ndarray:
+        pixels = model.preprocess.pixels(torch.from_numpy(frames))
+        return model.encode_video(model.preprocess.normalise(pixels)[None])[0].numpy()
+
+    films = [item.scene.render(64, 8) for item in ShapesWorld().videos("test")[:120]]
+    archive = np.stack([encoded(film) for film in films])
+    noise = [np.random.default_rng(n).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8) for n in range(20)]
+
+    def standing_out(pictures: list[np.ndarray]) -> float:
+        best = [archive @ encoded(picture) for picture in pictures]
+        spreads = [Spread.of(scores, len(archive)) for scores in best]
+        return float(np.mean([s is not None and s.matching(b) > 0 for s, b in zip(spreads, best, strict=True)]))
+
+    assert standing_out([film[4:5] for film in films]) > 0.4
+    assert standing_out(noise) <= 0.1
 
 
 def test_too_few_videos_say_why_there_are_no_words(tmp_path: Path) -> None:
