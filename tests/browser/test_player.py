@@ -125,6 +125,14 @@ def test_a_frame_of_the_film_strip_opens_there(open_page):
     until(page, f"{NOW} > 8")
 
 
+def test_a_film_that_cannot_be_remade_says_why(open_page, living):
+    page = open_page(served=living)
+    error = {"code": "disk-full", "message": "the disk of the cache is full; make room"}
+    page.route(re.compile("/media"), lambda route: route.fulfill(status=507, json={"version": 1, "error": error}))
+    page.locator(CARDS, has_text="old camera.avi").locator(".shot").click()
+    page.locator(".said:not(.beside)", has_text="The disk of the cache is full; make room").wait_for()
+
+
 def test_by_keyboard_alone(open_page):
     page = open_page()
     page.locator(CARDS).first.wait_for()

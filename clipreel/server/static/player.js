@@ -21,7 +21,7 @@ export class Player {
     this.hit = null;
     this.facts = null;
     this.#build();
-    this.feed = new Feed(this.video, (message) => this.#say(message, false));
+    this.feed = new Feed(this.video, (message) => this.#say(message, false), (message) => this.#say(capital(message)));
     closeOutside(this.dialog);
     this.dialog.addEventListener("close", () => this.#closed());
     this.dialog.addEventListener("keydown", (e) => this.#key(e));
