@@ -149,8 +149,9 @@ def migrate(
     if sum((switch, undo, cancel, bool(to or adapter))) != 1:
         raise ClipreelError("say one of --to MODEL (or --adapter), --switch, --undo and --cancel")
     if switch:
-        new = opened(moving.beside(place, moving.NEXT))
-        moving.switch(place, searcher_of(new, None, None, device).model)
+        new = moving.beside(place, moving.NEXT)
+        model = searcher_of(opened(new), None, None, device).model if os.path.isdir(new) else None
+        moving.switch(place, model)
         print(f"{shown(place)} is now the new index; the old one is {shown(place)}{moving.BEFORE} (--undo)")
         return 0
     if undo or cancel:
@@ -171,7 +172,8 @@ def migrate(
     if not rows:
         print("note: no query is saved, so nothing was compared; see clipreel canary add", file=sys.stderr)
     tell(rows, json)
-    print(f"search it with --index {shown(new.place)}; take it with: clipreel migrate --switch", file=sys.stderr)
+    own = f" --index {shown(place)}" if index else ""
+    print(f"search it with --index {shown(new.place)}; take it with: clipreel migrate --switch{own}", file=sys.stderr)
     skipped(report.skipped)
     return 1 if report.skipped else 0
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from clipreel.server.settings import Settings
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
-CONNECTIONS = 1000  # at once; the next one is told to come back
 Many = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
@@ -63,10 +62,9 @@ def serve(
         log: Write a line for each request.
     """
     try:
-        import uvicorn
+        from clipreel.server import running
     except ImportError as e:
         raise ClipreelError("the server needs fastapi and uvicorn: pip install 'clipreel[server]'") from e
-    import logging
     from dataclasses import replace
 
     from clipreel.search.bank import KIND
@@ -74,7 +72,6 @@ def serve(
     from clipreel.search.lines import Lines
     from clipreel.search.loading import base_of, on_base
     from clipreel.server.app import create_app
-    from clipreel.server.security import WithoutToken
 
     if host == "":
         raise ClipreelError("--host is empty: give an address of this machine, e.g. 127.0.0.1")
@@ -86,33 +83,26 @@ def serve(
     settings = replace(
         settings_of(store, host, cache, cache_gb, token), others=other, rerankers=rerank, remember=remember
     )
+    print(f"loading {store.facts['model']} ...", file=sys.stderr)
     base = base_of(store, device, model)
     retriever = on_base(base, store, adapter)
     address = address_of(host, listening.getsockname()[1])
     app = create_app(store.place, retriever, settings, device, base)
     shown = f"{address}/?token={settings.token}" if settings.token else address
-    print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
-    if settings.read_only:
-        print(f"note: {settings.read_only}", file=sys.stderr)
-    elif remember and store.local:
-        print(f"note: texts are kept in {Lines.of(store, KIND).path} (--no-remember keeps none)", file=sys.stderr)
-    if open:
-        import threading
-        import webbrowser
 
-        threading.Timer(1.0, webbrowser.open, [shown]).start()
-    # not uvloop, which forks in a way that LanceDB's threads may not survive; processes are started all the time
-    config: dict[str, Any] = {
-        "loop": "asyncio",
-        "log_level": "info" if log else "warning",
-        "access_log": log,
-        "server_header": False,
-        "limit_concurrency": CONNECTIONS,
-    }
-    sys.setswitchinterval(0.0005)  # so that a search at work does not hold up who only comes to ask
-    made = uvicorn.Config(app, timeout_keep_alive=15, timeout_graceful_shutdown=3, **config)
-    logging.getLogger("uvicorn.access").addFilter(WithoutToken())  # after the config, which sets loggers up
-    uvicorn.Server(made).run(sockets=[listening])
+    def ready() -> None:
+        print(f"clipreel serves {store.place} at {shown}  (Ctrl-C ends it)", flush=True)
+        if settings.read_only:
+            print(f"note: {settings.read_only}", file=sys.stderr)
+        elif remember and store.local:
+            print(f"note: texts are kept in {Lines.of(store, KIND).path} (--no-remember keeps none)", file=sys.stderr)
+        if open:
+            import threading
+            import webbrowser
+
+            threading.Thread(target=webbrowser.open, args=[shown], daemon=True).start()
+
+    running.run(app, listening, ready, log)
     return 0
 
 

@@ -188,7 +188,7 @@ class Approximate:
 
     def __init__(self, index: Index, fact: dict[str, Any] | None = None) -> None:
         self.index, self.files = index, index.visible()
-        self.fact = fact or index.facts["ann"]
+        self.fact = index.facts["ann"] if fact is None else fact
         self.number = {f.id: i for i, f in enumerate(self.files)}
 
     def moments(self, vector: NDArray[np.float32], k: int, allowed: NDArray[np.bool_], where: str) -> Moments:

@@ -105,11 +105,14 @@ class Matched:
 
 @dataclass(frozen=True)
 class Moment:
-    """A piece of a video, and the cosine of its best segment."""
+    """A piece of a video, and the cosine of its best segment; what that means as in `Hit`."""
 
     start_s: float
     end_s: float
     score: float
+    unusual: float | None = None
+    words: str = "unrated"
+    apart: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ class Hit:
     """A video and the moment that fits best (seconds).
 
     `score` is the cosine (or what a reranker says), `unusual` the share of the bank's queries that score lower for
-    this video, None without a calibration. `moments` are the others of the video and `matched` frames of this one, best
+    this video, None without a calibration and for a query that is no text alone. Such a query has `apart` instead: by
+    how many robust deviations the cosine lies above what other videos reach (spread.py), a comparison without a
+    measured cut-off. `words` says either. `moments` are the others of the video and `matched` frames of this one, best
     first. `state` is present, missing or changed: what became of the file since it was indexed.
     """
 
@@ -139,6 +144,7 @@ class Hit:
     matched: tuple[Matched, ...]
     adapter: str
     state: str = "present"
+    apart: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the path, for JSON."""
@@ -162,7 +168,8 @@ class Facets:
 @dataclass(frozen=True)
 class Answer:
     """Hits, best first. `state` is "nothing" where the calibration says that nothing here matches: the hits are then
-    merely the nearest. `total` videos passed the filters."""
+    merely the nearest. `total` videos passed the filters, `matching` of them are a good or strong match, or stand out
+    (None where it is not known: no calibration, an approximate index, several adapters)."""
 
     hits: tuple[Hit, ...]
     state: str
@@ -170,6 +177,7 @@ class Answer:
     facets: Facets
     took_ms: float
     notes: tuple[str, ...] = ()
+    matching: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as the HTTP API gives it (without the version)."""

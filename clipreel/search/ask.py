@@ -11,29 +11,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from clipreel.errors import ClipreelError
-from clipreel.search.answer import (
-    Answer,
-    Facet,
-    Facets,
-    Filters,
-    Hit,
-    Like,
-    Matched,
-    Moment,
-    Request,
-)
+from clipreel.search.answer import Answer, Facet, Facets, Filters, Hit, Like, Matched, Moment, Request
+from clipreel.search.calibration import Calibration
 from clipreel.search.catalog import day_of, state_of
 from clipreel.search.frames import Sharp
 from clipreel.search.index import Index, text_of
 from clipreel.search.query import MOST_WORDS, Query
 from clipreel.search.query import Hit as Candidate
 from clipreel.search.spans import Span, spans
+from clipreel.search.spread import LEAST, Spread
 from clipreel.search.view import Scored, Vector, View, combined, order_of
 
 if TYPE_CHECKING:
@@ -52,6 +44,7 @@ class Found:
     view: View
     vector: Vector
     scored: Scored
+    judge: Calibration | Spread | None  # of what its scores mean
     file: int
     score: float
     key: float
@@ -90,7 +83,6 @@ class Asker:
         vectors = self._vectors(views, request)
         wanted = max(request.offset + request.k, request.candidates if request.rerank else 0)
         ranked: list[list[Found]] = []
-        anything: list[bool] = []
         total, facets = 0, Facets()
         for view, vector in zip(views, vectors, strict=True):
             allowed = view.catalog.allowed(request.filters)
@@ -99,14 +91,15 @@ class Asker:
                 facets = view.catalog.facets(allowed)
             total = max(total, int(allowed.sum()))
             ranked.append(self._ranked(view, vector, allowed, wanted, request))
-            anything.append(matching(ranked[-1], request))
         found = ranked[0] if len(ranked) == 1 else merged(ranked)
         if request.rerank is not None:
             found = self._reranked(found, request)
         page = found[request.offset : request.offset + request.k]
         hits = tuple(self._hits(page, request))
-        state = "ok" if any(anything) else "nothing"
-        return Answer(hits, state, total, facets, (time.perf_counter() - started) * 1000, notes_of(hits))
+        state = "ok" if any(map(matches, ranked)) else "nothing"
+        notes = (*notes_of(hits), *([] if rated(request) else notes_of_spread(ranked)))
+        took_ms = (time.perf_counter() - started) * 1000
+        return Answer(hits, state, total, facets, took_ms, notes, matching(ranked) if state == "ok" else 0)
 
     def _asked(self, request: Request) -> list[View]:
         names = request.adapters or ("",)
@@ -140,7 +133,8 @@ class Asker:
         else:
             keys = scored.best
         top = order_of(scored.best, keys, wanted)
-        return [Found(view, vector, scored, int(i), float(scored.best[i]), float(keys[i])) for i in top]
+        judge = view.calibration if rated(request) else view.spread(vector, request)
+        return [Found(view, vector, scored, judge, int(i), float(scored.best[i]), float(keys[i])) for i in top]
 
     def _reranked(self, found: list[Found], request: Request) -> list[Found]:
         reorder = self.rerankers.get(request.rerank or "")
@@ -170,7 +164,6 @@ class Asker:
         view, file = one.view, one.view.catalog.files[one.file]
         first, *others = moments
         start_s, end_s, matched = sharp or (first.start_s, first.end_s, ())
-        known = view.calibration if rated(request) else None
         cosine = float(one.scored.best[one.file])
         return Hit(
             video=file.id,
@@ -180,17 +173,16 @@ class Asker:
             start_s=start_s,
             end_s=end_s,
             score=one.score,
-            unusual=None if known is None else known.unusual(one.file, cosine),
-            words="unrated" if known is None else known.words(one.file, cosine),
             duration_s=file.duration_s,
             width=file.width,
             height=file.height,
             date=day_of(file),
             tags=view.catalog.tags(file),
-            moments=tuple(Moment(s.start_s, s.end_s, s.score) for s in others),
+            moments=tuple(Moment(s.start_s, s.end_s, s.score, **meaning(one, s.score)) for s in others),
             matched=matched,
             adapter=view.name,
             state=state_of(file),
+            **meaning(one, cosine),
         )
 
 
@@ -199,12 +191,42 @@ def rated(request: Request) -> bool:
     return not (request.images or request.like or request.videos)
 
 
-def matching(found: Sequence[Found], request: Request) -> bool:
+def meaning(one: Found, cosine: float) -> dict[str, Any]:
+    """What a cosine with the video of a hit means: the fields `unusual`, `words` and `apart`."""
+    judge = one.judge
+    if judge is None:
+        return {"unusual": None, "words": "unrated", "apart": None}
+    return {
+        "unusual": judge.unusual(one.file, cosine),
+        "words": judge.words(one.file, cosine),
+        "apart": judge.apart(cosine),
+    }
+
+
+def matches(found: Sequence[Found]) -> bool:
     """Whether anything matches, as far as it is known; no hit at all is no match."""
     if not found:
         return False
-    known = found[0].view.calibration if rated(request) else None
-    return known is None or known.matches(found[0].scored.best)
+    judge = found[0].judge
+    return not isinstance(judge, Calibration) or judge.matches(found[0].scored.best)
+
+
+def matching(ranked: Sequence[Sequence[Found]]) -> int | None:
+    """How many videos match, where one index answered and all of it has a score."""
+    found = ranked[0]
+    if len(ranked) > 1 or not found or found[0].judge is None or not found[0].scored.every:
+        return None
+    return found[0].judge.matching(found[0].scored.best)
+
+
+def notes_of_spread(ranked: Sequence[Sequence[Found]]) -> list[str]:
+    """What is to be known of the words of a query that is no text."""
+    judges = [(found[0].judge, found[0].scored.best) for found in ranked if found]
+    if judges and not any(judge for judge, _ in judges):
+        return [f"no words: a query that is no text is compared with other videos, and needs {LEAST} that differ"]
+    if judges and not any(judge and judge.matching(best) for judge, best in judges):
+        return ["nothing stands out: many videos are about as near as the first"]
+    return []
 
 
 def spans_of(one: Found) -> list[Span]:

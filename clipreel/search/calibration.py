@@ -89,6 +89,13 @@ class Calibration:
             return "strong match"
         return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
 
+    def apart(self, score: float) -> None:
+        """For queries that are no text (spread.py)."""
+
+    def matching(self, best: Array) -> int:
+        """How many files are a good or strong match by their best scores (V,), -inf where a file is left out."""
+        return int(((best - self.mean) / self.std >= self.fact["cutoff"]).sum())
+
     def matches(self, best: Array) -> bool:
         """Whether anything matches a query with these best scores of all files (V,), -inf where a file is left out."""
         top = most_unusual(best[None], self.mean, self.std)[0]

@@ -112,10 +112,11 @@ class Index:
             )
         self._open()
         self.facts: dict[str, Any] = self.read_facts()
-        if self.facts.get("schema") != SCHEMA:
+        if (schema := self.facts.get("schema")) != SCHEMA:
+            newer = "a newer clipreel made it: update clipreel, or " if (schema or 0) > SCHEMA else ""
             raise ClipreelError(
-                f"the index at {self.place} has schema {self.facts.get('schema')}, this version reads {SCHEMA}; "
-                "index again into another folder"
+                f"the index at {self.place} has schema {schema}, this version reads {SCHEMA}; "
+                f"{newer}index again into another folder"
             )
         self._asker: Asker | None = None
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 from clipreel.errors import ClipreelError
 from clipreel.search import canary, judged
+from clipreel.search.bank import bank_of
+from clipreel.search.calibration import FACT as CALIBRATED
+from clipreel.search.calibration import FALSE_ALARM, calibrate
 from clipreel.search.index import Index
 from clipreel.search.indexer import Report, facts_of, update
 from clipreel.search.query import Searcher
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 NEXT, BEFORE = ".next", ".before"
 REPORT = "compared"  # how saved queries moved, in the facts of an index that is whole
 # what an archive knows of itself, whatever model looks at it
-CARRIED = ("roots", "time_limit")
+CARRIED = ("roots", "time_limit", "bank")
 
 
 def beside(place: str, ending: str) -> str:
@@ -68,7 +71,13 @@ def grow(
     roots = [r for r in index.facts.get("roots", []) if os.path.exists(r)]
     if not roots:
         raise ClipreelError(f"no folder of the index at {index.place} is there (is the disk mounted?)")
-    return new, update(new, model, roots, workers=workers, progress=progress)
+    report = update(new, model, roots, workers=workers, progress=progress)
+    fact = index.facts.get(CALIBRATED)
+    if fact and (report.indexed or report.forgotten or CALIBRATED not in new.facts):
+        # the bank of the old one, which may be what was asked of it
+        bank = bank_of(index, index.facts.get("bank", "general"))
+        calibrate(new, model, bank, fact.get("false_alarm", FALSE_ALARM))
+    return new, report
 
 
 def differences(index: Index, new: Index, model: Retriever) -> list[canary.Moved]:

@@ -19,6 +19,7 @@ from clipreel.search.catalog import Catalog
 from clipreel.search.frames import Frameside
 from clipreel.search.index import File, Index, Moments, arranged
 from clipreel.search.query import Searcher, leaders, read_image
+from clipreel.search.spread import Sample, Spread
 from clipreel.search.tags import TABLE, read_tags
 from clipreel.video.decode import read_frames
 
@@ -35,6 +36,7 @@ class Scored:
     moments: Moments
     scores: Vector
     best: Vector
+    every: bool = True  # whether all files that pass have a score, not only the best
 
     def rows(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of a file: those of its segments (of the whole video where it has none), and all."""
@@ -51,6 +53,7 @@ class View:
         self.name, self.index, self.model = name, index, model
         self.searcher, self.frames = Searcher(index, model, exact), Frameside(index, model)
         self._seen: Any = None
+        self._sample: Sample | None = None
         self._tags: dict[str, list[str]] = {}
         self._tags_version = -1
 
@@ -62,6 +65,7 @@ class View:
             self.catalog = Catalog(source.files, self.index.facts.get("roots", []), self._tags)
             self.calibration = Calibration.read(self.index, source.files)
             self.frames, self._seen = Frameside(self.index, self.model), source
+            self._sample = None
 
     def _read_tags(self) -> bool:
         """Whether the tags are others than before."""
@@ -123,7 +127,12 @@ class View:
             moments = source
         fits = allowed[moments.file] & (moments.end_s > f.ends_after_s) & (moments.start_s < f.starts_before_s)
         scores = np.where(fits, moments.vectors @ vector, -np.inf).astype(np.float32)
-        return Scored(moments, scores, moments.best(scores))
+        return Scored(moments, scores, moments.best(scores), moments is source)
+
+    def spread(self, vector: Vector, request: Request) -> Spread | None:
+        """What other videos of the index reach with a query, whatever its filters leave out."""
+        self._sample = self._sample or Sample(self.index, self.searcher.source())
+        return self._sample.spread(vector, [self.catalog.number[like.video] for like in request.like])
 
 
 def time_condition(ends_after_s: float, starts_before_s: float) -> str:

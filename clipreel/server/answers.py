@@ -99,6 +99,7 @@ class Answers:
             "took_ms": round((time.perf_counter() - started) * 1000, 1),
             "state": answer.state,
             "total": answer.total,
+            "matching": answer.matching,
             "hits": [self._hit(hit) for hit in answer.hits],
             "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
             "notes": [*answer.notes, *(self.rerankers.note() if self.asker.rerankers else ())],

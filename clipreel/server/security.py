@@ -7,6 +7,7 @@ Sec-Fetch-Site against cross-site requests; outside of loopback a token is neede
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
@@ -27,6 +28,7 @@ from clipreel.server.metrics import Metrics
 from clipreel.server.settings import Settings
 
 COOKIE = "clipreel_token"
+UNREAD = "clipreel.unread"  # in a scope: whether some of its body is left
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = {
     "content-security-policy": (
@@ -92,6 +94,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if scope.get(UNREAD):
+                    headers["connection"] = "close"
                 if scope["path"].startswith("/api"):
                     headers.setdefault("cache-control", "no-store")
                 route = getattr(scope.get("route"), "path", "other")
@@ -102,6 +106,8 @@ class Guard:
         try:
             answer = self.check(scope)
         except ApiError as e:
+            if e.status == 413:
+                await self.drop(scope, receive)
             answer = told(e.status, e.code, e.message, e.headers)
         if answer is not None:
             await answer(scope, receive, sending)
@@ -115,10 +121,11 @@ class Guard:
             raise ApiError(413, "too-large", f"an address of more than {self.settings.query_string_bytes} bytes")
         self.check_host(headers)
         self.check_origin(scope, headers)
+        answer = self.check_token(scope, headers)
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.most(scope):
             raise ApiError(413, "too-large", f"{length} bytes: at most {self.most(scope)} are taken here")
-        return self.check_token(scope, headers)
+        return answer
 
     def check_host(self, headers: Headers) -> None:
         """Names that somebody else's DNS may point here are refused; addresses cannot be rebound."""
@@ -182,10 +189,32 @@ class Guard:
             taken += len(message.get("body", b""))
             whole = message["type"] != "http.request" or not message.get("more_body", False)
             if taken > self.most(scope):
+                if not whole:
+                    await self.drop(scope, receive)
                 raise HTTPException(413, f"more than {self.most(scope)} bytes; send less")
             return message
 
         return receiving
+
+    async def drop(self, scope: Scope, receive: Receive) -> None:
+        """Read past a body that is refused: a client that sends all of it before it reads would only see a reset.
+
+        Ends after the bytes and the time that the settings allow, and with it the connection.
+        """
+
+        async def past() -> None:
+            left = self.settings.dropped_bytes
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    scope[UNREAD] = False
+                    return
+
+        scope[UNREAD] = True
+        if Headers(scope=scope).get("expect", "").lower() != "100-continue":  # who asks first sends nothing
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(past(), self.settings.dropped_s)
 
 
 class WithoutToken(logging.Filter):

@@ -27,6 +27,8 @@ class Settings:
 
     body_bytes: int = 256 * 1024
     body_s: float = 30.0
+    dropped_bytes: int = 160 * MIB  # that are read of a body that is refused, so that its sender hears why
+    dropped_s: float = 10.0
     query_string_bytes: int = 16 * 1024
 
     search_waiting: int = 256

@@ -37,7 +37,7 @@ class Variant:
             "licence": licences(self.index.facts),
             "lineage": comes_from(self.index.facts),
         }
-        told["report"] = False
+        told |= {"report": False, "data": None, "title": self.name}
         if not self.folder:
             return told
         try:
@@ -45,7 +45,12 @@ class Variant:
             size = os.path.getsize(os.path.join(self.folder, WEIGHTS))
         except (ClipreelError, OSError):
             return told
+        data = data_of(config)
+        # a folder that is called as its method was named by nobody
+        title = f"{self.name} on {data}" if data and self.name.split(" ")[0] == config.method else self.name
         return told | {
+            "title": title,
+            "data": data,
             "helped": config.helped,
             "method": config.method,
             "before": recalls(config, "before"),
@@ -61,6 +66,13 @@ class Variant:
             return None
         found = Path(self.folder).parent / REPORT
         return found if found.is_file() else None
+
+
+def data_of(config: AdapterConfig) -> str | None:
+    """The name of what an adapter was tuned on, without its place on the disk."""
+    data = config.trained_on.get("config", {}).get("data", {})
+    path = data.get("path") if isinstance(data, dict) else None
+    return Path(path).stem if isinstance(path, str) else None
 
 
 def recalls(config: AdapterConfig, when: str) -> dict[str, float] | None:

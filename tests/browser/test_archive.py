@@ -54,6 +54,7 @@ def test_another_adapter_answers_and_its_numbers_are_shown(open_page, picture):
     menu.locator("summary").click()
     row = menu.locator(".adapter", has_text="my footage")
     row.wait_for()
+    assert row.locator(".small").inner_text().startswith("lora on captioned")  # what the adapter file says of itself
     assert row.locator(".badge").inner_text() in ("Helps", "Does not help", "Not shown to help")
     numbers = row.locator(".gains tr").all_inner_texts()
     assert len(numbers) == 2
@@ -121,23 +122,23 @@ def test_the_model_alone_and_an_adapter_answer_together(open_page):
 def test_a_reranker_is_offered_where_the_server_has_one(open_page, archive, framed):
     page = open_page()
     page.locator("#menu-rank").click()
-    assert page.get_by_role("radio", name=re.compile("the best")).count() == 0
+    assert page.get_by_role("radio", name=re.compile("The best")).count() == 0
     page = open_page(served=framed)
     ask(page, RING)
     wait_first(page, "the long table.mp4")
     page.locator("#menu-rank").click()
     with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
-        page.get_by_role("radio", name=re.compile(r"mean: the best \d+")).check()
+        page.get_by_role("radio", name=re.compile(r"The best \d+ frame by frame \(mean\)")).check()
     assert answer.value.request.post_data_json["rerank"] == "mean"
     assert answer.value.ok
-    until(page, "document.querySelector('#menu-rank').textContent === 'By score, then mean'")
+    until(page, "document.querySelector('#menu-rank').textContent === 'Closest first, checked again'")
     assert page.url.endswith("rerank=mean")
     assert page.evaluate("document.activeElement.id") == "second-1"
     page.reload()
-    until(page, "document.querySelector('#menu-rank').textContent === 'By score, then mean'")
+    until(page, "document.querySelector('#menu-rank').textContent === 'Closest first, checked again'")
     page.locator("#menu-rank").click()
     with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
-        page.get_by_role("radio", name="None").check()
+        page.get_by_role("radio", name="No", exact=True).check()
     assert "rerank" not in answer.value.request.post_data_json
 
 

@@ -27,6 +27,11 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, picture):
     wait_first(page, "the long table.mp4")
     until(page, fits)
     picture(page, "phone")
+    card = "document.querySelector('.card').getBoundingClientRect()"
+    below = f"{card}.bottom - document.querySelector('.card .facts').getBoundingClientRect().bottom"
+    assert page.evaluate(below) < 8  # no row of a card for buttons alone
+    fade = "(place) => getComputedStyle(document.querySelector('.filters'), place).backgroundImage"
+    assert all("gradient" in page.evaluate(fade, place) for place in ("::before", "::after"))
     page.locator("#menu-length").tap()
     sheet = page.locator("details[open] .panel").bounding_box()
     assert sheet["x"] == 0

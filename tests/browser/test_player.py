@@ -73,7 +73,8 @@ def test_the_other_hits_are_marked_on_the_time_line(open_page):
 
     def with_moments(route):  # so that the test does not depend on where the cut-off of moments lies
         answer = route.fetch().json()
-        answer["hits"][0]["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": 0.6}]
+        told = {"unusual": 0.96, "words": "weak match", "apart": None}
+        answer["hits"][0]["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": 0.6, **told}]
         route.fulfill(json=answer)
 
     page.route("**/api/v1/search", with_moments)
@@ -82,12 +83,34 @@ def test_the_other_hits_are_marked_on_the_time_line(open_page):
     assert page.locator(".track .mark").count() == 2
     box, track = page.locator(".mark.best").bounding_box(), page.locator(".track").bounding_box()
     assert abs((box["x"] - track["x"]) / track["width"] - 0.5) < 0.02  # second 6 of 12
+    assert page.locator(".moments .words").all_inner_texts()[1] == "Weak match"
     page.get_by_title("Another hit, 0:00 to 0:03").click()
     until(page, f"{NOW} < 3")
     page.keyboard.press("n")
     until(page, f"{NOW} >= 6")
     page.locator(".track").click(position={"x": track["width"] * 0.9, "y": 20})
     until(page, f"{NOW} > 10")
+
+
+def test_the_frames_that_matched_most_are_marked_and_gone_to(open_page, framed):
+    page = open_page(served=framed)
+    with page.expect_response(lambda r: r.url.endswith("/search")) as answer:
+        page.locator("#q").fill(RING)
+    wait_first(page, "the long table.mp4")
+    matched = sorted(m["at_s"] for m in answer.value.json()["hits"][0]["matched"])
+    page.locator(f"{CARDS} .shot").first.click()
+    page.locator(".side dt", has_text="Size").wait_for()
+    seen = page.locator(".side .seen button")
+    assert seen.all_inner_texts() == [f"0:{s:04.1f}" for s in matched]
+    assert page.locator(".side .seen").inner_text().startswith("Matches most at")
+    track = page.locator(".track").bounding_box()
+    for tick, second in zip(page.locator(".track .tick").all(), matched, strict=True):
+        box = tick.bounding_box()
+        assert abs((box["x"] + box["width"] / 2 - track["x"]) / track["width"] - second / 12) < 0.01
+    seen.last.focus()
+    page.keyboard.press("Enter")
+    until(page, f"{NOW} >= {matched[-1]}")
+    assert f"t={matched[-1]:.2f}" in page.url
 
 
 def test_a_frame_of_the_film_strip_opens_there(open_page):
@@ -100,6 +123,14 @@ def test_a_frame_of_the_film_strip_opens_there(open_page):
     assert page.locator(".card .sprite img").count() == 1
     film.click(position={"x": box["width"] * 0.8, "y": 10})
     until(page, f"{NOW} > 8")
+
+
+def test_a_film_that_cannot_be_remade_says_why(open_page, living):
+    page = open_page(served=living)
+    error = {"code": "disk-full", "message": "the disk of the cache is full; make room"}
+    page.route(re.compile("/media"), lambda route: route.fulfill(status=507, json={"version": 1, "error": error}))
+    page.locator(CARDS, has_text="old camera.avi").locator(".shot").click()
+    page.locator(".said:not(.beside)", has_text="The disk of the cache is full; make room").wait_for()
 
 
 def test_by_keyboard_alone(open_page):

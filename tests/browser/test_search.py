@@ -30,11 +30,59 @@ def test_results_follow_as_one_types(open_page, picture):
     assert first.locator(".film img").evaluate("(i) => i.complete && i.naturalWidth > 0 || i.decode().then(() => true)")
     until(page, "document.querySelector('#live').textContent.includes('the long table.mp4 at 0:06')")
     assert page.title().startswith("a purple cross")
-    said = page.locator(".card .words").all_inner_texts()
-    fits, rated = sum("match" in words for words in said), not any(words.startswith("Score") for words in said)
-    told = f"{fits} of the first {len(said)} match" in page.locator("#summary").inner_text()
-    assert told == (rated and fits < len(said))
     picture(page, "search")
+
+
+def judged(words: list[str], matching: int | None, apart: float | None = None):
+    """Answers the search with these words for its hits, which the server ranks."""
+
+    def answered(route):
+        answer = route.fetch().json()
+        for hit, said in zip(answer["hits"], words, strict=True):
+            hit |= {"words": said, "unusual": None if apart else 0.9, "apart": apart}
+        route.fulfill(json={**answer, "state": "ok", "matching": matching})
+
+    return answered
+
+
+def test_how_many_match_is_told_and_a_line_stands_after_the_last_of_them(open_page):
+    words = ["strong match", "unlikely", "weak match", "good match", "weak match", *["unlikely"] * 7]
+    page = open_page()
+    page.route("**/api/v1/search", judged(words, 2))
+    ask(page, RING)
+    assert page.locator("#summary strong").inner_text() == "2 of 12 videos match"
+    divider = page.locator(".hits > .divider")
+    assert divider.inner_text() == "From here on: probably no match"
+    assert page.locator(".hits > .divider ~ .card").count() == 8  # the words above it go up and down
+    page.locator(f"{CARDS} .shot").nth(1).focus()
+    page.keyboard.press("ArrowDown")  # over the line to the next row, as it is seen
+    until(
+        page,
+        "document.activeElement.closest('.card')?.previousElementSibling?.previousElementSibling?.matches('.divider')",
+    )
+    page.keyboard.press("ArrowUp")
+    until(page, "document.activeElement.closest('.card') === document.querySelectorAll('.card')[1]")
+
+
+@pytest.mark.parametrize(("matching", "told"), [(3, "3 of 12 videos match"), (None, "12 videos"), (0, "12 videos")])
+def test_there_is_no_line_before_all_that_match_are_here(open_page, matching, told):
+    page = open_page()
+    page.route("**/api/v1/search", judged(["good match", *["unlikely"] * 11], matching))
+    ask(page, RING)
+    assert page.locator("#summary strong").inner_text() == told
+    assert page.locator(".divider").count() == 0
+
+
+def test_words_of_a_picture_are_its_own(open_page):
+    page = open_page()
+    page.route("**/api/v1/search", judged(["stands out", *["one of many"] * 11], 1, 4.2))
+    ask(page, RING)
+    assert page.locator("#summary strong").inner_text() == "1 of 12 videos stands out"
+    assert page.locator(".divider").inner_text() == "From here on: no nearer than many others"
+    words = page.locator(".card .words")
+    assert words.all_inner_texts() == ["Stands out", *["One of many"] * 11]
+    assert page.locator(".card .bars").count() == 0
+    assert "no cut-off was measured" in words.first.get_attribute("title")
 
 
 def test_an_answer_that_comes_late_is_not_shown(open_page):
@@ -123,6 +171,7 @@ def test_an_image_dropped_on_the_page_finds_its_film(open_page):
     assert page.evaluate("window.shown")
     wait_first(page, "the long table.mp4")
     assert page.locator(".card .when").first.inner_text() == "0:06–0:09"
+    assert page.locator("#notes").inner_text().startswith("No words: a query that is no text")  # of twelve videos
     page.get_by_role("button", name="Leave out: still.png").click()
     until(page, "document.querySelector('#summary').textContent.startsWith('12 videos')")
     assert "image=" not in page.url

@@ -180,7 +180,7 @@ def test_what_cannot_be_asked(asker: Asker, asked: dict, told: str) -> None:
 
 def test_answers_are_plain_json_without_paths(asker: Asker) -> None:
     told = asker.answer(Request("x")).to_dict()
-    assert set(told) == {"hits", "state", "total", "facets", "took_ms", "notes"}
+    assert set(told) == {"hits", "state", "total", "facets", "took_ms", "notes", "matching"}
     assert "path" not in told["hits"][0]
     assert told["hits"][0]["unusual"] is None
 

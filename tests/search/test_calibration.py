@@ -103,11 +103,15 @@ def test_answers_say_what_their_scores_mean(index: Index) -> None:
     assert all(0 <= hit.unusual <= 1 and hit.words != "unrated" for hit in answer.hits)
     by_bank = asker.answer(Request("a red circle", rank="bank"))
     assert {h.video for h in by_bank.hits} == {h.video for h in answer.hits}
-    picture = asker.answer(Request(images=[np.zeros((8, 8, 3), np.uint8)]))
-    assert {(h.unusual, h.words) for h in picture.hits} == {(None, "unrated")}
+    assert answer.matching == sum(h.words in ("good match", "strong match") for h in answer.hits)
+    moments = [m for hit in answer.hits for m in hit.moments]
+    assert moments
+    assert all(0 <= m.unusual <= 1 and m.words != "unrated" and m.apart is None for m in moments)
+    weaker = [(m.unusual, hit.unusual) for hit in answer.hits for m in hit.moments]
+    assert all(other <= best for other, best in weaker)
     asker.first.calibration.fact["cutoff"] = 100.0
     nothing = asker.answer(Request("a red circle"))
-    assert (nothing.state, len(nothing.hits)) == ("nothing", 3)
+    assert (nothing.state, len(nothing.hits), nothing.matching) == ("nothing", 3, 0)
 
 
 def test_a_bank_is_read_and_kept(index: Index, tmp_path: Path) -> None:

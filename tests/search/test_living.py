@@ -13,6 +13,8 @@ import pytest
 from clipreel.data.readers import read_samples
 from clipreel.errors import ClipreelError
 from clipreel.search import canary, migrate
+from clipreel.search.bank import bank_of
+from clipreel.search.calibration import calibrate
 from clipreel.search.index import Index
 from clipreel.search.indexer import Report, check_space, update
 from clipreel.search.judged import Judged, judge, judged, pairs, read_collection
@@ -56,6 +58,22 @@ def test_rankings_are_compared_by_their_best_and_their_members() -> None:
     assert canary.compared("q", list("abcdefghij"), list("abcdefwxyz")).warns
     assert not canary.compared("q", list("abcdefghij"), list("abcdefghyz")).warns
     assert not canary.compared("q", [], []).warns
+
+
+def test_a_new_model_is_compared_with_the_bank_of_the_old_one(tmp_path: Path) -> None:
+    index, _ = indexed(tmp_path)
+    assert "calibration" not in migrate.grow(index, tiny_model(1))[0].facts  # the old one has none either
+    migrate.cancel(index.place)
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join(f"a red circle {n}" for n in range(20)))
+    calibrate(index, tiny_model(), bank_of(index, str(file)), 0.1)
+    index.set_facts(bank=str(file))
+    new, _ = migrate.grow(index, tiny_model(1))
+    fact = new.facts["calibration"]
+    assert (fact["bank"], fact["false_alarm"], fact["videos"]) == (str(file), 0.1, 3)
+    assert new.facts["bank"] == str(file)
+    file.unlink()
+    assert migrate.grow(index, tiny_model(1))[0].facts["calibration"] == fact  # nothing changed: not read again
 
 
 def test_another_model_grows_beside_and_takes_the_place(tmp_path: Path) -> None:

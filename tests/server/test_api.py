@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from clipreel.search.calibration import calibrate
 from clipreel.search.index import Index
 from clipreel.search.indexer import update
+from clipreel.server.routes.search import EXAMPLE
+from clipreel.server.schema import Answer
 from clipreel.video.packets import REASONS, WHAT_TO_DO
 from tests.server.conftest import API, Serve, code, ids, model, services
 
@@ -18,6 +21,8 @@ HIT = {"video", "name", "folder", "start_s", "end_s", "score", "unusual", "words
     "moments",
     "matched",
     "adapter",
+    "state",
+    "apart",
 }
 
 
@@ -25,14 +30,35 @@ def test_search_gives_hits_with_every_promised_key(client: TestClient) -> None:
     found = client.post(f"{API}/search", json={"text": "a red circle", "k": 2}).json()
     assert found["version"] == 1
     assert found["state"] in ("ok", "nothing")
-    assert set(found) == {"version", "took_ms", "state", "total", "hits", "facets", "notes"}
+    assert set(found) == {"version", "took_ms", "state", "total", "matching", "hits", "facets", "notes"}
     assert 1 <= len(found["hits"]) <= 2
     for hit in found["hits"]:
-        assert set(hit) >= HIT
+        assert set(hit) == HIT
         assert 0 <= hit["start_s"] < hit["end_s"] <= hit["duration_s"] + 0.01
         assert hit["folder"] in ("videos", "videos/sub")
         assert "/" not in hit["name"]
     assert client.get(f"{API}/search", params={"q": "a red circle", "k": 2}).json()["hits"] == found["hits"]
+
+
+def test_moments_are_in_words_too_and_answers_are_what_openapi_says(
+    serve: Serve, own_archive: tuple[Path, str]
+) -> None:
+    calibrate(Index(own_archive[1]), model())
+    client = serve(own_archive[1])
+    text = client.get(f"{API}/search", params={"q": "a red circle"})
+    like = client.get(f"{API}/similar", params={"video": text.json()["hits"][0]["video"]})
+    for answer in (text, like):
+        Answer.model_validate_json(answer.text, strict=True)
+    moments = [m for hit in text.json()["hits"] for m in hit["moments"]]
+    assert moments
+    assert all(m["words"] != "unrated" and 0 <= m["unusual"] <= 1 for m in moments)
+    assert [n for n in like.json()["notes"] if n.startswith("no words: ")]  # three videos are too few to compare with
+    described = client.get("/openapi.json").json()
+    for path, method in (("search", "post"), ("search", "get"), ("similar", "get")):
+        said = described["paths"][f"{API}/{path}"][method]["responses"]["200"]["content"]["application/json"]
+        assert said["schema"] == {"$ref": "#/components/schemas/Answer"}
+    Answer.model_validate(EXAMPLE[200]["content"]["application/json"]["example"])
+    assert set(described["components"]["schemas"]["Moment"]["required"]) == set(moments[0])
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def test_a_newer_index_is_a_clear_message(own_archive: tuple[Path, str], capsys:
     assert main(["serve", "--index", own_archive[1], "--port", "0"]) == 2
     said = capsys.readouterr().err
     assert "schema 99" in said
+    assert "update clipreel" in said
     assert len(said.strip().splitlines()) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from clipreel.search.ask import Asker
 from clipreel.search.index import Index
 from clipreel.search.indexer import facts_of, update
 from clipreel.server.together import Texts, Together, products, remembering
+from clipreel.server.variants import Variant
 from clipreel.tuners import build
 from clipreel.video.shots import Segments
 from tests.server.conftest import API, Serve, code, ids, model, services
@@ -78,6 +80,7 @@ def tuned(archive: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("tuned")
     tuner = build("lora", model().clip, {})
     facts = {"helped": True, "licence": {"base": "shapes-tiny", "data": "shapes"}}
+    facts["trained_on"] = {"config": {"data": {"path": "/home/somebody/holidays.jsonl"}}, "pairs": 8}
     facts["metrics"] = {
         when: {w: {"R@1": r} for w in ("t2v", "v2t")} for when, r in (("before", 40.0), ("after", 60.0))
     }
@@ -89,6 +92,13 @@ def tuned(archive: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
     return str(folder / "index")
 
 
+def test_an_adapter_in_a_folder_of_its_methods_name_is_called_by_what_it_is(tuned: str, tmp_path: Path) -> None:
+    index = Index(tuned)
+    shutil.copytree(index.facts["adapter"], tmp_path / "lora" / "adapter")
+    called = [Variant(name, model(), index, str(tmp_path / "lora" / "adapter")) for name in ("lora", "lora 2", "beach")]
+    assert [v.to_dict(False)["title"] for v in called] == ["lora on holidays", "lora 2 on holidays", "beach"]
+
+
 def test_an_adapter_answers_by_name_and_can_be_made_the_one_that_does(
     serve: Serve, archive: tuple[Path, str], tuned: str
 ) -> None:
@@ -98,6 +108,7 @@ def test_an_adapter_answers_by_name_and_can_be_made_the_one_that_does(
     assert listed[1]["before"] == {"t2v": 40.0, "v2t": 40.0}
     assert listed[1]["after"] == {"t2v": 60.0, "v2t": 60.0}
     assert listed[1]["helped"] is True
+    assert (listed[1]["title"], listed[1]["data"], listed[0]["title"]) == ("mine", "holidays", "base")
     assert listed[1]["bytes"] > 100
     assert listed[1]["licence"] == dict.fromkeys(("base", "data"), "Apache-2.0, part of clipreel")
     assert [x["commercial"] for x in listed[1]["lineage"]] == [True, True]

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from clipreel.server.errors import ApiError
 from clipreel.server.messages import Count, Filters, Id, Like, Name, Offset, Search, Seconds
+from clipreel.server.schema import Answer
 from clipreel.server.services import Services, services
 
 router = APIRouter(tags=["search"])
@@ -17,6 +18,7 @@ Adapters = Annotated[
 ]
 EXAMPLE: dict[int | str, dict[str, Any]] = {
     200: {
+        "model": Answer,
         "description": "Hits, best first; `state` is nothing where nothing here matches",
         "content": {
             "application/json": {
@@ -25,6 +27,7 @@ EXAMPLE: dict[int | str, dict[str, Any]] = {
                     "took_ms": 12.4,
                     "state": "ok",
                     "total": 1,
+                    "matching": 1,
                     "hits": [
                         {
                             "video": "0f3a5e",
@@ -35,14 +38,25 @@ EXAMPLE: dict[int | str, dict[str, Any]] = {
                             "score": 0.31,
                             "unusual": 0.99,
                             "words": "strong match",
+                            "apart": None,
                             "duration_s": 94.2,
                             "width": 1920,
                             "height": 1080,
                             "date": "2019-08-03T10:12:44+00:00",
                             "tags": ["dog"],
-                            "moments": [{"start_s": 40.0, "end_s": 44.0, "score": 0.28}],
+                            "moments": [
+                                {
+                                    "start_s": 40.0,
+                                    "end_s": 44.0,
+                                    "score": 0.28,
+                                    "unusual": 0.96,
+                                    "words": "weak match",
+                                    "apart": None,
+                                }
+                            ],
                             "matched": [{"at_s": 13.5, "score": 0.33}],
                             "adapter": "base",
+                            "state": "present",
                         }
                     ],
                     "facets": {

@@ -35,7 +35,8 @@ export class Adapters {
 
   /** What people call one of them. */
   called(name) {
-    return !name || name === "base" ? "model alone" : name;
+    const one = this.list.find((a) => a.name === name);
+    return one?.base || !name || name === "base" ? "model alone" : one?.title ?? name;
   }
 
   /** The rerankers that can judge what is asked now: a head reads what one index stored, others take all. */
@@ -50,9 +51,9 @@ export class Adapters {
     const active = this.list.find((a) => a.active);
     const model = this.model.name;
     const names = asked.length ? asked : active ? [active.name] : [];
-    const said = names.map((name) => (this.list.find((a) => a.name === name)?.base ? `${model} alone` : `${model} with ${name}`));
+    const said = names.map((name) => (this.list.find((a) => a.name === name)?.base ? `${model} alone` : `${model} with ${this.called(name)}`));
     const [one] = names.filter((name) => !this.list.find((a) => a.name === name)?.base);
-    this.label.textContent = names.length > 1 ? `${names.length} at once` : one ?? model;
+    this.label.textContent = names.length > 1 ? `${names.length} at once` : one ? this.called(one) : model;
     this.menu.title = said.join(", ") || model;
     const rows = this.list.map((a) => this.#row(a));
     const none = h("p", { class: "hint" }, h("code", {}, "clipreel tune"), " makes an adapter from your own videos and shows whether it helps; ", h("code", {}, "clipreel serve --other"), " lets it answer here.");
@@ -68,12 +69,13 @@ export class Adapters {
     const chosen = a.active && !this.asked.length;
     const radio = h("input", { type: "radio", name: "adapter", id: `adapter-${a.name}`, checked: chosen, onchange: () => this.#activate(a) });
     const helped = a.base ? null : h("span", { class: `badge ${a.helped === true ? "yes" : a.helped === false ? "no" : ""}` }, SAID[a.helped]);
-    const facts = [a.bytes ? bytes(a.bytes) : "", ...licences(a.licence)].filter(Boolean).join(" · ");
+    const how = a.base || a.title !== a.name ? "" : [a.method, a.data].filter(Boolean).join(" on ");
+    const facts = [how, a.bytes ? bytes(a.bytes) : "", ...licences(a.licence)].filter(Boolean).join(" · ");
     const report = a.report ? h("a", { href: api.report(a.name), target: "_blank", rel: "noopener" }, "Report") : null;
     return h(
       "div",
       { class: chosen ? "adapter active" : "adapter" },
-      h("label", { for: radio.id }, radio, h("span", { class: "name" }, a.name === "base" ? "The model alone" : a.name), helped),
+      h("label", { for: radio.id }, radio, h("span", { class: "name" }, a.name === "base" ? "The model alone" : a.title ?? a.name), helped),
       gains(a),
       facts || report ? h("p", { class: "small" }, facts, report && facts ? " · " : "", report) : null,
     );
@@ -95,7 +97,7 @@ export class Adapters {
     try {
       await api.activate(a.name);
       for (const other of this.list) other.active = other === a;
-      toast(a.base ? `${this.model.name} answers without an adapter` : `${a.name} answers now`);
+      toast(a.base ? `${this.model.name} answers without an adapter` : `${a.title ?? a.name} answers now`);
       this.#ask([]);
       at(`adapter-${a.name}`)?.focus();
     } catch (error) {

@@ -83,6 +83,19 @@ export const api = {
     return source;
   },
 
+  /** Why a film is not sent, null where it is. */
+  async refusal(id, from) {
+    const asked = new AbortController();
+    try {
+      await send(api.media(id, from).slice(BASE.length), { signal: asked.signal });
+      return null;
+    } catch (error) {
+      return error instanceof Refused ? error : null;
+    } finally {
+      asked.abort(); // what it says is enough
+    }
+  },
+
   /** `from`: the second at which a video begins that is being remade; its own seconds are counted from there. */
   media: (id, from = 0) => `${BASE}${one(id)}/media${from ? `?from=${from.toFixed(1)}` : ""}`,
   report: (name) => `${BASE}/adapters/${encodeURIComponent(name)}/report`,

@@ -15,7 +15,7 @@ import { Models } from "./models.js";
 import { Player } from "./player.js";
 import { asks, blank, EMPTY_FILTERS, filtered, fromAddress, parse, toAddress, toBody } from "./query.js";
 import { recent, remember } from "./recent.js";
-import { capital, clock, count, level } from "./say.js";
+import { capital, clock, count } from "./say.js";
 
 const PAGE = 24; // hits of one request
 const TYPING_MS = 70; // between two keys of one word
@@ -122,8 +122,8 @@ function shown(answer) {
   ({ total, next } = answer);
   const nothing = answer.state === "nothing";
   filters.show(state, answer.facets ?? filters.facets);
-  grid.show(nothing ? [] : answer.hits);
-  at("notes").replaceChildren(...(answer.notes ?? []).map((n) => h("li", {}, n)));
+  grid.show(nothing ? [] : answer.hits, answer.matching);
+  at("notes").replaceChildren(...(answer.notes ?? []).map((n) => h("li", {}, capital(n))));
   at("notes").hidden = !answer.notes?.length;
   more();
   if (nothing && !(filtered(state) && !answer.hits.length)) return nothingMatches(answer);
@@ -136,11 +136,15 @@ function shown(answer) {
 function summary(answer) {
   if (answer.browsing) return [h("strong", {}, total === null ? "Videos" : count(total, "video")), ...lately()];
   const took = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms);
-  const { hits } = answer;
-  const fits = hits.filter((hit) => level(hit) > 0).length;
-  const some = fits < hits.length && hits.every((hit) => level(hit) !== null);
-  const parts = ["best first", some ? `${fits} of the first ${hits.length} match` : "", `${took} ms`];
-  return [h("strong", {}, count(total, "video")), h("span", {}, parts.filter(Boolean).join(" · "))];
+  const order = state.rerank ? "checked again" : state.rank ? "all-rounders held back" : "closest first";
+  return [h("strong", {}, matched(answer)), h("span", {}, `${order} · ${took} ms`)];
+}
+
+/** How many match of how many are ranked, where that is known. */
+function matched({ matching, hits }) {
+  if (!matching || !hits.length) return count(total, "video");
+  const words = Number.isFinite(hits[0].apart) ? ["stands out", "stand out"] : ["matches", "match"];
+  return `${matching.toLocaleString("en")} of ${count(total, "video")} ${words[matching === 1 ? 0 : 1]}`;
 }
 
 /** What was looked for lately, to look again. */
@@ -158,7 +162,7 @@ function lately() {
 function spokenSummary(answer) {
   if (answer.browsing) return count(answer.hits.length, "video");
   const [best] = answer.hits;
-  return `${count(total, "video")}. Best: ${best.name} at ${clock(best.start_s)}`;
+  return `${matched(answer)}. First: ${best.name} at ${clock(best.start_s)}`;
 }
 
 function more() {

@@ -113,6 +113,8 @@ export class Archive {
   }
 
   #idle() {
+    const only = this.facts?.read_only;
+    if (only) return [h("p", { class: "hint" }, capital(only))];
     const index = () => api.index().then((job) => this.#moved(job), refused);
     const folders = this.facts?.folders ?? [];
     const text = folders.length ? `Looks again through ${folders.map((f) => f.name).join(", ")}: new and changed videos are read, the others stay.` : "Looks through the folders of the index again.";

@@ -6,14 +6,16 @@ import { clock } from "./say.js";
 const ASK_MS = 1000;
 
 export class Feed {
-  /** `say(message)` puts a line beside the picture; an empty one takes it away. */
-  constructor(video, say) {
+  /** `say(message)` puts a line beside the picture, an empty one takes it away; `refused(message)` is the end of it. */
+  constructor(video, say, refused) {
     this.video = video;
     this.say = say;
+    this.refused = refused;
     this.id = null;
     this.#reset();
     video.addEventListener("loadedmetadata", () => this.#reach());
     video.addEventListener("canplay", () => this.#plays());
+    video.addEventListener("error", () => this.id && this.#ask());
   }
 
   #reset() {
@@ -99,6 +101,13 @@ export class Feed {
     this.late = true;
     this.#tell(`The browser does not play this file, so it is being remade. It opens at ${clock(this.target.s)} when it is ready.`);
     return true;
+  }
+
+  /** A video does not tell why it failed, so the server is asked; that it is busy passes by itself. */
+  async #ask() {
+    const { src } = this.video;
+    const why = await api.refusal(this.id, this.from);
+    if (this.video.src === src && why && why.status !== 503) this.refused(why.message);
   }
 
   #tell(message) {

@@ -5,7 +5,7 @@ import { EMPTY_FILTERS, filtered } from "./query.js";
 
 const LENGTHS = [["", "", "Any length"], ["", "10", "Under 10 s"], ["10", "60", "10 s to 1 min"], ["60", "600", "1 to 10 min"], ["600", "", "Over 10 min"]];
 const WAYS = [["", "Any"], ["landscape", "Landscape"], ["portrait", "Portrait"], ["square", "Square"]];
-const RANKS = [["", "By score"], ["bank", "By what is unusual"]];
+const RANKS = [["", "Closest first"], ["bank", "Hold back all-rounders"]];
 
 export class Filters {
   /** `changed()` is called for another filter or order; `second()` gives the rerankers that can be chosen. */
@@ -99,9 +99,9 @@ export class Filters {
     };
     const rows = RANKS.map(([value, label], i) => option("radio", `rank-${i}`, "rank", label, null, this.state.rank === value, () => choose(value)));
     const label = RANKS.find(([value]) => value === this.state.rank)?.[1] ?? RANKS[0][1];
-    const hint = h("p", { class: "hint" }, "Some videos score high for anything. Ranking by what is unusual compares each score with what a bank of other queries reaches on the same video.");
+    const hint = h("p", { class: "hint" }, "All-rounders come up whatever you ask: held back, a video counts by how much better it does here than with other questions. The words below a result always say that, so a weak match can stand before a strong one.");
     const { rerank } = this.state;
-    return menu("rank", rerank ? `${label}, then ${rerank}` : label, Boolean(rerank), [...rows, hint, ...this.#seconds()], "end");
+    return menu("rank", rerank ? `${label}, checked again` : label, Boolean(rerank), [...rows, hint, ...this.#seconds()], "end");
   }
 
   /** Who may look at the best hits again; nothing where the server has nobody. */
@@ -113,8 +113,8 @@ export class Filters {
       this.changed();
     };
     const one = (name, label, i) => option("radio", `second-${i}`, "second", label, null, this.state.rerank === name, () => choose(name));
-    const rows = known.map((r, i) => one(r.name, `${r.name}: the best ${r.candidates}`, i + 1));
-    return [h("h3", {}, "A second look"), one("", "None", 0), ...rows];
+    const how = (r) => `The best ${r.candidates} ${r.kind === "head" ? "frame by frame" : "read once more"} (${r.name})`;
+    return [h("h3", {}, "Check the best results again"), one("", "No", 0), ...known.map((r, i) => one(r.name, how(r), i + 1))];
   }
 
   #clear() {

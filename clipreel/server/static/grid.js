@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { at, h, icon, iconButton, place } from "./dom.js";
 import { KINDS, markButtons } from "./marks.js";
-import { clock, level, long, meaning, rated, span } from "./say.js";
+import { clock, fits, level, long, meaning, rated, span } from "./say.js";
 
 const NEAR = 0.7; // another moment is a hit when it scores this share of the best one
 const FILM = 41.6; // height of a film strip
@@ -28,18 +28,24 @@ export class Grid {
     this.list = at("hits");
     this.acts = acts;
     this.hits = [];
+    this.cards = [];
+    this.matching = null;
     this.current = 0;
     this.list.addEventListener("keydown", (e) => this.#key(e));
     this.list.addEventListener("focusin", (e) => this.#reached(e.target.closest(".card")));
   }
 
-  show(hits) {
+  /** `matching`: how many videos match, here and on further pages, null where that is not known. */
+  show(hits, matching = null) {
     const kept = this.list.contains(document.activeElement) ? this.hits[this.current] : null;
     this.hits = hits;
+    this.matching = matching;
     this.current = 0;
     this.list.dataset.shape = shapeOf(hits);
     this.width = parseFloat(getComputedStyle(this.list).gridTemplateColumns) || 288;
-    this.list.replaceChildren(...hits.map((hit, i) => this.#card(hit, i)));
+    this.cards = hits.map((hit, i) => this.#card(hit, i));
+    this.list.replaceChildren(...this.cards);
+    this.#divide();
     this.#rove();
     const again = kept ? hits.findIndex((hit) => keyOf(hit) === keyOf(kept)) : -1;
     if (again >= 0) this.focus(again);
@@ -48,19 +54,31 @@ export class Grid {
   add(hits) {
     const first = this.hits.length;
     this.hits.push(...hits);
-    this.list.append(...hits.map((hit, i) => this.#card(hit, first + i)));
+    const cards = hits.map((hit, i) => this.#card(hit, first + i));
+    this.cards.push(...cards);
+    this.list.append(...cards);
+    this.#divide();
     this.#rove();
+  }
+
+  /** A line after the last video that matches, once all that do are here: above it the words may go up and down. */
+  #divide() {
+    this.list.querySelector(".divider")?.remove();
+    const last = this.hits.findLastIndex(fits);
+    if (last < 0 || last === this.hits.length - 1 || this.hits.filter(fits).length !== this.matching) return;
+    const said = level(this.hits[last]) === null ? "no nearer than many others" : "probably no match";
+    this.cards[last].after(h("li", { class: "divider" }, `From here on: ${said}`));
   }
 
   /** Grey cards while the first answer is on its way. */
   skeleton(n = 12) {
-    this.hits = [];
+    this.hits = this.cards = [];
     const ghost = () => h("li", { class: "card ghost", "aria-hidden": "true" }, h("div", { class: "shot" }), h("div", { class: "film" }), h("div", { class: "told" }));
     this.list.replaceChildren(...Array.from({ length: n }, ghost));
   }
 
   focus(index = this.current) {
-    const target = this.list.children[Math.min(Math.max(index, 0), this.hits.length - 1)]?.querySelector(".shot");
+    const target = this.cards[Math.min(Math.max(index, 0), this.hits.length - 1)]?.querySelector(".shot");
     target?.focus();
     target?.closest(".card").scrollIntoView({ block: "nearest" });
   }
@@ -68,13 +86,13 @@ export class Grid {
   /** Show which hits are collected, and what is said of them. */
   mark() {
     this.hits.forEach((hit, i) => {
-      const button = this.list.children[i]?.querySelector(".collect");
-      if (!button) return;
-      this.#judged(this.list.children[i], hit);
+      const card = this.cards[i];
+      const button = card.querySelector(".collect");
+      this.#judged(card, hit);
       const has = this.acts.collected(hit);
       button.setAttribute("aria-pressed", String(has));
       button.replaceChildren(icon(has ? "check" : "plus"));
-      this.list.children[i].classList.toggle("kept", has);
+      card.classList.toggle("kept", has);
     });
   }
 
@@ -116,6 +134,7 @@ export class Grid {
     const collect = iconButton(kept ? "check" : "plus", `Collect ${hit.name} at ${clock(hit.start_s)}`, () => this.acts.collect(hit), { "aria-pressed": String(kept) });
     collect.classList.add("collect");
     const like = iconButton("like", `More like ${hit.name} at ${clock(hit.start_s)}`, () => this.acts.like(hit));
+    like.classList.add("like");
     return h(
       "div",
       { class: "told" },
@@ -132,7 +151,7 @@ export class Grid {
   }
 
   #reached(card) {
-    const index = [...this.list.children].indexOf(card);
+    const index = this.cards.indexOf(card);
     if (index < 0 || index === this.current) return;
     this.current = index;
     this.#rove();
@@ -140,19 +159,31 @@ export class Grid {
 
   /** One tab stop for the grid: the current card and its buttons. */
   #rove() {
-    [...this.list.children].forEach((card, i) => {
+    this.cards.forEach((card, i) => {
       for (const stop of card.querySelectorAll("a, button")) stop.tabIndex = i === this.current ? 0 : -1;
     });
+  }
+
+  /** The card in the row below (1) or above (-1) that lies nearest, -1 or the number of cards where there is no row. */
+  #beside(way) {
+    const box = (i) => this.cards[i].getBoundingClientRect();
+    const from = box(this.current);
+    let next = this.current + way;
+    while (this.cards[next] && Math.abs(box(next).top - from.top) < 2) next += way;
+    if (!this.cards[next]) return next;
+    const { top } = box(next);
+    const apart = (i) => Math.abs(box(i).left - from.left);
+    while (this.cards[next + way] && Math.abs(box(next + way).top - top) < 2 && apart(next + way) < apart(next)) next += way;
+    return next;
   }
 
   #key(e) {
     if (e.altKey || e.ctrlKey || e.metaKey || !this.hits.length) return;
     const hit = this.hits[this.current];
-    const columns = getComputedStyle(this.list).gridTemplateColumns.split(" ").length;
     const said = KINDS.find((k) => k.key === e.key);
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[e.key];
-    if (step) {
-      const next = this.current + step;
+    const way = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 }[e.key];
+    if (way) {
+      const next = e.key === "ArrowDown" || e.key === "ArrowUp" ? this.#beside(way) : this.current + way;
       if (next < 0 && e.key === "ArrowUp") at("q").focus();
       else if (next >= 0 && next < this.hits.length) this.focus(next);
       else if (e.key === "ArrowDown" && !at("more").hidden) at("more").focus();
@@ -172,7 +203,7 @@ export function words(hit) {
   if (hit.score === undefined) return h("span", { class: "words plain" }, long(hit.duration_s));
   const known = level(hit);
   const bars = known !== null ? h("span", { class: "bars", "aria-hidden": "true" }, h("i"), h("i"), h("i")) : null;
-  return h("span", { class: "words", data: { level: known }, title: meaning(hit) }, bars, rated(hit));
+  return h("span", { class: hit.words === "one of many" ? "words plain" : "words", data: { level: known }, title: meaning(hit) }, bars, rated(hit));
 }
 
 function spoken(hit) {

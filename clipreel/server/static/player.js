@@ -10,6 +10,9 @@ import { bytes, capital, clock, count, day, span } from "./say.js";
 const STEP_S = 5;
 const SPEEDS = [1, 1.5, 2, 0.25, 0.5];
 
+/** The frames of a hit that matched most, in order of time. */
+const seen = (hit) => [...(hit.matched ?? [])].sort((a, b) => a.at_s - b.at_s);
+
 export class Player {
   /** `acts`: like(hit), collect(hit), collected(hit), asked(hit), marked(hit), mark(kind, hit), closed(), next(by), moved(hit). */
   constructor(acts) {
@@ -18,7 +21,7 @@ export class Player {
     this.hit = null;
     this.facts = null;
     this.#build();
-    this.feed = new Feed(this.video, (message) => this.#say(message, false));
+    this.feed = new Feed(this.video, (message) => this.#say(message, false), (message) => this.#say(capital(message)));
     closeOutside(this.dialog);
     this.dialog.addEventListener("close", () => this.#closed());
     this.dialog.addEventListener("keydown", (e) => this.#key(e));
@@ -163,6 +166,7 @@ export class Player {
       this.track.style.setProperty("--frames", String(frames));
       this.track.append(h("img", { src: api.strip(hit.video, frames, 0, duration, 120), alt: "", draggable: "false" }));
       for (const m of moments) this.track.append(this.#mark(m, duration));
+      for (const m of seen(hit)) this.track.append(place(h("i", { class: "tick", "aria-hidden": "true" }), m.at_s / duration));
       this.track.setAttribute("aria-valuemax", duration.toFixed(1));
     }
     this.needle = this.track.appendChild(h("b", { class: "needle" }));
@@ -248,11 +252,23 @@ export class Player {
           "button",
           { type: "button", class: "moment", onclick: () => this.#goTo(m) },
           h("img", { src: api.thumbnail(hit.video, m.best ? telling(hit) : (m.start_s + m.end_s) / 2, 240), alt: "", loading: "lazy" }),
-          h("span", {}, h("strong", {}, span(m.start_s, m.end_s)), m.best ? words(hit) : h("small", {}, `cosine ${m.score.toFixed(3)}`)),
+          h("span", {}, h("strong", {}, span(m.start_s, m.end_s)), words(m.best ? hit : m)),
         ),
+        m.best ? this.#seen() : null,
       );
     const title = moments.length === 1 ? "One moment" : `${count(moments.length, "moment")} in this video`;
     return h("section", {}, h("h3", {}, title), h("ol", { class: "moments" }, ...moments.map(row)));
+  }
+
+  /** The frames that matched most, where the index keeps frames; each is a button that goes there. */
+  #seen() {
+    const frames = seen(this.hit);
+    if (!frames.length) return null;
+    const go = (m) => {
+      const at = clock(m.at_s, true);
+      return h("button", { type: "button", class: "text", title: `cosine ${m.score.toFixed(3)}`, onclick: () => this.#goTo({ start_s: m.at_s }) }, at);
+    };
+    return h("p", { class: "seen" }, "Matches most at ", ...frames.map(go));
   }
 
   #facts() {

@@ -49,15 +49,19 @@ export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const LEVELS = { "strong match": 3, "good match": 2, "weak match": 1, unlikely: 0 };
 
-/** How many of three bars a match gets, null where nothing compares its score: the words are the server's. */
+/** How many of three bars a match gets, null where no bank compares its score: the words are the server's. */
 export const level = (hit) => LEVELS[hit.words] ?? null;
 
-/** The words of the server, or the bare score where there is no bank to compare it with. */
-export const rated = (hit) => (level(hit) === null ? `Score ${hit.score.toFixed(2)}` : capital(hit.words));
+/** Whether it lies above the cut-off, or stands out, which is said of pictures. */
+export const fits = (hit) => level(hit) >= 2 || hit.words === "stands out";
+
+/** The words of the server, or the bare score where there is nothing to compare it with. */
+export const rated = (hit) => (hit.words === "unrated" ? `Score ${hit.score.toFixed(2)}` : capital(hit.words));
 
 /** What a score means for this video, in one sentence. */
 export function meaning(hit) {
   const cosine = `cosine ${hit.score.toFixed(3)}`;
+  if (Number.isFinite(hit.apart)) return `${hit.apart.toFixed(1)} deviations above what other videos reach; compared with a picture, no cut-off was measured (${cosine})`;
   if (hit.unusual === null || hit.unusual === undefined) return cosine;
   const share = Math.floor(hit.unusual * 1000) / 10;
   return `Higher than ${share} % of the bank's queries reach on this video (${cosine})`;
