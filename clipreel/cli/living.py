@@ -149,9 +149,8 @@ def migrate(
     if sum((switch, undo, cancel, bool(to or adapter))) != 1:
         raise ClipreelError("say one of --to MODEL (or --adapter), --switch, --undo and --cancel")
     if switch:
-        new = moving.beside(place, moving.NEXT)
-        model = searcher_of(opened(new), None, None, device).model if os.path.isdir(new) else None
-        moving.switch(place, model)
+        grown = moving.beside(place, moving.NEXT)
+        moving.switch(place, searcher_of(opened(grown), None, None, device).model if os.path.isdir(grown) else None)
         print(f"{shown(place)} is now the new index; the old one is {shown(place)}{moving.BEFORE} (--undo)")
         return 0
     if undo or cancel:
