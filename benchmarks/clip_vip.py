@@ -74,7 +74,7 @@ def tuners(clip: Clip, frames: int, device: str) -> dict[str, ClipVip]:
     for tuner in made.values():
         tuner.load_state_dict(made["ours"].state_dict())
     for way, attend in (("released way", released_way), ("joint, stored scores", stored_scores)):
-        made[way].sites = made[way].last = LayerTuner()
+        made[way].sites = LayerTuner()
         made[way].sites.attend = attend
     return made
 

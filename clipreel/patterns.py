@@ -103,10 +103,6 @@ def jointly(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     return attention(q, k, v, mask if mask is None else F.pad(mask, (0, k.shape[1] - layout.length), value=True))
 
 
-# these take any tokens as queries, from each frame as many, and keys behind those of the sequence
-FREE_QUERIES: tuple[Pattern, ...] = (by_frame, jointly)
-
-
 def with_proxies(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Global tokens see everything; a patch sees the global tokens and its own frame.
 
@@ -125,6 +121,15 @@ def with_proxies(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
     patches = attention(q_BTLHK.reshape(fold), with_globals(k), with_globals(v))
     return torch.cat([proxies, patches.reshape(q.shape[0], -1, *q.shape[2:])], 1)
+
+
+def read_at_proxies(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """`with_proxies` for a method that reads global tokens alone, which may then be the only queries."""
+    return (with_proxies if q.shape[1] == layout.length else jointly)(q, k, v, layout)
+
+
+# what a method reads may be the only queries of these (from each frame as many), and keys may stand behind the sequence
+FREE_QUERIES: tuple[Pattern, ...] = (by_frame, jointly, read_at_proxies)
 
 
 def over_time(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

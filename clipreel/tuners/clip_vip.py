@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from clipreel.clip import Clip, VideoTower
 from clipreel.errors import ClipreelError
-from clipreel.patterns import Layout, jointly, with_proxies
+from clipreel.patterns import Layout, jointly, read_at_proxies
 from clipreel.sites import NOTHING, LayerTuner, Overrides, Tuner
 from clipreel.tuners.checking import Options
 
-ATTENTION = {"proxies": with_proxies, "joint": jointly}
+ATTENTION = {"proxies": read_at_proxies, "joint": jointly}
 TEXT = ("trained", "projection", "frozen")
 
 
@@ -84,15 +84,11 @@ class ClipVip(Tuner):
         self.base = Overrides(clip, c.trains) if c.train_base else None
         if self.base is not None and c.log_scale is not None:
             nn.init.constant_(self.base.tensors["logit_scale"], c.log_scale)
-        self.sites, self.last = LayerTuner(), LayerTuner()
+        self.sites = LayerTuner()
         self.sites.attend = ATTENTION[c.attention]
-        # a proxy sees every token in both patterns, and of the last layer only a proxy is read: the rest is left out
-        self.last.attend, self.depth = jointly, clip.config.vision.layers
 
     def layer(self, tower: str, index: int) -> LayerTuner | None:
-        if tower != "vision":
-            return None
-        return self.last if index + 1 == self.depth else self.sites
+        return self.sites if tower == "vision" else None
 
     @property
     def overrides(self) -> Mapping[str, Tensor]:
