@@ -70,7 +70,7 @@ def test_the_player_asks_about_the_moment_that_plays(open_page, archive):
     def two_moments(route):
         answer = route.fetch().json()
         best = answer["hits"][0]
-        best["moments"] = [{"start_s": 0.0, "end_s": 3.0, "score": best["score"] * 0.95}]
+        best["moments"] = [{**best, "start_s": 0.0, "end_s": 3.0, "score": best["score"] * 0.95}]
         route.fulfill(json=answer)
 
     page.route("**/api/v1/search", two_moments)
