@@ -193,14 +193,9 @@ def rated(request: Request) -> bool:
 
 def meaning(one: Found, cosine: float) -> dict[str, Any]:
     """What a cosine with the video of a hit means: the fields `unusual`, `words` and `apart`."""
-    judge = one.judge
-    if judge is None:
+    if one.judge is None:
         return {"unusual": None, "words": "unrated", "apart": None}
-    return {
-        "unusual": judge.unusual(one.file, cosine),
-        "words": judge.words(one.file, cosine),
-        "apart": judge.apart(cosine),
-    }
+    return one.judge.meaning(one.file, cosine)
 
 
 def matches(found: Sequence[Found]) -> bool:

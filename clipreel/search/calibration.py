@@ -81,7 +81,9 @@ class Calibration:
 
     def words(self, file: int, score: float) -> str:
         """A score in words: strong, good or weak match, unlikely; unrated for a file that is not calibrated."""
-        share = self.unusual(file, score)
+        return self._words(file, score, self.unusual(file, score))
+
+    def _words(self, file: int, score: float, share: float | None) -> str:
         if share is None:
             return "unrated"
         above = (score - float(self.mean[file])) / float(self.std[file]) - self.fact["cutoff"]
@@ -89,8 +91,10 @@ class Calibration:
             return "strong match"
         return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
 
-    def apart(self, score: float) -> None:
-        """For queries that are no text (spread.py)."""
+    def meaning(self, file: int, score: float) -> dict[str, Any]:
+        """`unusual` and `words`; `apart` is for queries that are no text (spread.py)."""
+        share = self.unusual(file, score)
+        return {"unusual": share, "words": self._words(file, score, share), "apart": None}
 
     def matching(self, best: Array) -> int:
         """How many files are a good or strong match by their best scores (V,), -inf where a file is left out."""

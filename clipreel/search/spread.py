@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,15 +46,16 @@ class Spread:
             return None
         return cls(middle, deviation, NormalDist().inv_cdf(1 - CHANCE / max(videos, LEAST)))
 
-    def unusual(self, file: int, score: float) -> None:
-        """A share of a bank's queries, which there is none of."""
-
     def apart(self, score: float) -> float:
         """How many deviations a score lies above the middle."""
         return (score - self.middle) / self.deviation
 
-    def words(self, file: int, score: float) -> str:
+    def words(self, score: float) -> str:
         return WORDS[self.apart(score) >= self.least]
+
+    def meaning(self, file: int, score: float) -> dict[str, Any]:
+        """`apart` and `words`; `unusual` would be a share of a bank's queries, which there is none of."""
+        return {"unusual": None, "words": self.words(score), "apart": self.apart(score)}
 
     def matching(self, best: Array) -> int:
         """How many of the best scores (V,), -inf where a file is left out, stand out."""

@@ -51,7 +51,7 @@ def test_middle_and_deviation_are_hardly_moved_by_what_fits() -> None:
     assert with_fits.deviation == pytest.approx(0.05, abs=0.01)
     assert plain.matching(usual) <= 1
     assert with_fits.matching(np.append(usual, [0.95, -np.inf]).astype(np.float32)) == 1 + plain.matching(usual)
-    assert (with_fits.words(0, 0.95), with_fits.words(0, 0.6)) == ("stands out", "one of many")
+    assert (with_fits.words(0.95), with_fits.words(0.6)) == ("stands out", "one of many")
     assert with_fits.apart(0.95) == pytest.approx(9, abs=1)
 
 
