@@ -32,8 +32,8 @@ from training import Ours, keeping_all, kept_bytes, memory, synchronised
 import clipreel
 from clipreel.adapter import WEIGHTS, save_adapter, trained, with_adapter
 from clipreel.block import Block
-from clipreel.checkpoints import digest
 from clipreel.clip import Clip
+from clipreel.identity import digest
 from clipreel.patterns import Layout
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN, Tuner

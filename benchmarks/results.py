@@ -78,7 +78,8 @@ def readme(text: str) -> str:
     """The README with the table of methods as it is now, best first."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    studies = {folder: Study.from_dict(read(CONFIGS / folder / "table.json")) for folder, _ in CHOSEN}
+    folders = {folder for folder, _ in CHOSEN}
+    studies = {folder: Study.from_dict(read(CONFIGS / folder / "table.json")) for folder in folders}
     shapes, lines = studies["shapes"], list[tuple[float, str]]()
     assert shapes.before is not None
     assert shapes.bound is not None

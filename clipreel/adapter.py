@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from clipreel.alpro.retriever import is_alpro, load_alpro
-from clipreel.checkpoints import digest
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.retriever import Retriever
 from clipreel.retriever import load as load_base
 from clipreel.sites import PLAIN, Tuner

@@ -6,7 +6,6 @@ of heads and adapters are set aside and reported; whatever else is missing, unex
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import pickle
@@ -384,12 +383,3 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as e:  # safetensors, torch and json each have their own types for a damaged file
         reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
         raise ClipreelError(f"{file} is damaged or no weights file ({reason}); fetch it again") from e
-
-
-def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
-    """Identity of tensors: names, shapes, float32 values, whatever file they came from; `about`: what else counts."""
-    total = hashlib.blake2b(about.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name}{tuple(tensor.shape)}".encode())
-        total.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()

@@ -14,9 +14,9 @@ from typing import Any
 from safetensors.torch import save
 
 from clipreel.adapter import fill, stated_tensors, trained, write
-from clipreel.checkpoints import digest
 from clipreel.errors import ClipreelError
 from clipreel.heads import HEADS, IN_PAPERS, Head, head_of
+from clipreel.identity import digest
 from clipreel.retriever import Retriever
 
 SCHEMA = 1

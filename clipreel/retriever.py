@@ -16,10 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from clipreel.checkpoints import Loaded, digest, load_weights, resize_positions
+from clipreel.checkpoints import Loaded, load_weights, resize_positions
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import Head, PoolingHead, mean_pool, real_frames, unit
+from clipreel.identity import digest
 from clipreel.sites import PLAIN, Tuner
 from clipreel.tokenizer import Tokenizer
 from clipreel.video.sampling import Sampling

@@ -22,8 +22,9 @@ from clipreel.alpro.bert import PAD
 from clipreel.alpro.model import Alpro, AlproConfig
 from clipreel.alpro.weights import LoadedAlpro, foreign_names, translate_alpro
 from clipreel.alpro.wordpiece import WordPiece
-from clipreel.checkpoints import digest, read_file, unwrap, weight_file
+from clipreel.checkpoints import read_file, unwrap, weight_file
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.retriever import Retriever, pick_device, pick_dtype
 from clipreel.sidecar import read_json
 from clipreel.video.sampling import Sampling

@@ -8,7 +8,6 @@ caption is from. Files of former versions have the model's path instead of the h
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from clipreel.data.sample import Sample
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.video.decode import Frames, read_frames
 from clipreel.video.many import read_many
 from clipreel.video.packets import DecodeError
@@ -70,7 +70,7 @@ class Captioner:
         self.name = Path(source).resolve().name if Path(source).is_dir() else source
         self.words, self.beams = words, beams
         self.processor, model = load(source, download)
-        self.weights = hash_of(model)
+        self.weights = digest(model.state_dict())
         self.model = model.eval().to(device)
         self.prompt = PROMPTS.get(model.config.model_type, "") if prompt is None else prompt
         self.licence = licence or licence_of(source, download)
@@ -91,15 +91,6 @@ class Captioner:
         """What every caption depends on besides its frames."""
         made = {"model": self.name, "weights": self.weights, "licence": self.licence}
         return made | {"words": self.words, "prompt": self.prompt}
-
-
-def hash_of(model: torch.nn.Module) -> str:
-    """Identity of the weights: their names, shapes and values in float32."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name}{tuple(tensor.shape)}".encode())
-        total.update(tensor.float().contiguous().numpy().tobytes())
-    return total.hexdigest()[:16]
 
 
 def load(source: str, download: bool) -> tuple[Any, Any]:

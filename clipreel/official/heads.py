@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from clipreel.adapter import fill, trained
-from clipreel.checkpoints import BLOCK, Loaded, digest, read_file, translate, unwrap, weight_file
+from clipreel.checkpoints import BLOCK, Loaded, read_file, translate, unwrap, weight_file
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
 from clipreel.heads import IN_PAPERS, Head, head_of
+from clipreel.identity import digest
 from clipreel.retriever import Retriever, assemble
 from clipreel.sidecar import side_facts, side_preprocess
 from clipreel.tokenizer import find_vocabulary

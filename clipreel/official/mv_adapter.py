@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from clipreel.adapter import fill, trained
-from clipreel.checkpoints import Loaded, digest, load_weights, name_table, translate
+from clipreel.checkpoints import Loaded, load_weights, name_table, translate
 from clipreel.clip import Clip
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.retriever import Retriever, assemble
 from clipreel.tuners.mv_adapter import TIES, MvAdapter, MvAdapterConfig
 from clipreel.video.sampling import Sampling

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from clipreel.adapter import fill, trained
-from clipreel.checkpoints import digest, translate
+from clipreel.checkpoints import translate
 from clipreel.clip import Clip, ClipConfig
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.official.files import without_copies
 from clipreel.retriever import Retriever, assemble
 from clipreel.tuners.vop import Vop, VopConfig

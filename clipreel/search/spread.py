@@ -2,7 +2,8 @@
 
 The score is compared with what a sample of the archive's other videos reach with the same query: middle and spread are
 the median and the median distance from it, which a few videos that do fit hardly move. This is no calibration: how
-often a picture of something that is not here stands out was not measured, so nothing is ever called a match by it.
+often a picture of something that is not here stands out is not measured on the archive, so nothing is ever called a
+match by it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 
 from clipreel.adapter import load, save_adapter, trained
-from clipreel.checkpoints import digest
 from clipreel.data.cache import FrameCache
 from clipreel.data.captions import captioned, read_captions
 from clipreel.data.readers import read_samples
@@ -27,6 +26,7 @@ from clipreel.data.shapes_talk import still_captions, subtitles
 from clipreel.data.sources import SHAPES
 from clipreel.data.tar_shards import open_shards
 from clipreel.errors import ClipreelError
+from clipreel.identity import digest
 from clipreel.losses import four_named
 from clipreel.retriever import Retriever
 from clipreel.sites import Tuner

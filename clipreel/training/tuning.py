@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from clipreel.adapter import fill, load, save_adapter, trained, write
-from clipreel.checkpoints import digest
 from clipreel.data.cache import FrameCache
 from clipreel.data.readers import read_samples
 from clipreel.data.sample import Sample
@@ -28,6 +27,7 @@ from clipreel.evaluation.metrics import Result
 from clipreel.evaluation.runs import spread
 from clipreel.head_files import save_head
 from clipreel.heads import Head, build_head
+from clipreel.identity import digest
 from clipreel.losses import missed_in
 from clipreel.retriever import Retriever
 from clipreel.sites import PLAIN, Tuner

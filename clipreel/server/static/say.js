@@ -61,7 +61,10 @@ export const rated = (hit) => (hit.words === "unrated" ? `Score ${hit.score.toFi
 /** What a score means for this video, in one sentence. */
 export function meaning(hit) {
   const cosine = `cosine ${hit.score.toFixed(3)}`;
-  if (Number.isFinite(hit.apart)) return `${hit.apart.toFixed(1)} deviations above what other videos reach; compared with a picture, no cut-off was measured (${cosine})`;
+  if (Number.isFinite(hit.apart)) {
+    const side = hit.apart < 0 ? "below" : "above";
+    return `${Math.abs(hit.apart).toFixed(1)} deviations ${side} the middle of other videos; no cut-off was measured for pictures (${cosine})`;
+  }
   if (hit.unusual === null || hit.unusual === undefined) return cosine;
   const share = Math.floor(hit.unusual * 1000) / 10;
   return `Higher than ${share} % of the bank's queries reach on this video (${cosine})`;
