@@ -1,17 +1,22 @@
 """The demo and its page: film strips inside, nothing from the network, names escaped, true ranks."""
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from clipreel.adapter import load
 from clipreel.cli import demo_run, main
 from clipreel.data.sample import Sample
 from clipreel.data.shapes import ShapesWorld
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
 from clipreel.evaluation.metrics import evaluate
+from clipreel.training.pairs import DataConfig
+from clipreel.training.settings import TuneConfig
 from clipreel.video.packets import DecodeError
 
 
@@ -71,6 +76,23 @@ def test_demo_on_own_videos(tmp_path: Path, films: list[Sample], capsys: pytest.
     assert (out / "report.html").read_text("utf-8").count('<section class="card">') == len(demo_run.OWN_QUERIES)
     assert main(command) == 0
     assert "0 new, 4 unchanged" in capsys.readouterr().out
+
+
+def test_the_command_that_the_demo_ends_with_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The index is made with an adapter: a search of its own finds it in the index."""
+    rows = [{"video": str(s.video), "caption": s.captions[0]} for s in ShapesWorld().write_videos(tmp_path, "test", 8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data": DataConfig(str(tmp_path / "pairs.jsonl")), "order": TuneConfig.order, "batch": 2}
+    short = replace(demo_run.DEMO, train=replace(demo_run.DEMO.train, steps=1), **own)
+    monkeypatch.setattr(demo_run, "DEMO", short)
+    _, adapted = demo_run.tuned_live(load("shapes-tiny", device="cpu"), tmp_path)
+    index, report = demo_run.indexed(adapted, tmp_path, tmp_path)
+    assert report.indexed == 8
+    capsys.readouterr()
+    assert main(["search", "a red circle", "--index", str(index.place)]) == 0
+    assert ".mp4" in capsys.readouterr().out
 
 
 def test_demo_without_videos_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

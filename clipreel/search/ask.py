@@ -164,7 +164,7 @@ class Asker:
         view, file = one.view, one.view.catalog.files[one.file]
         first, *others = moments
         start_s, end_s, matched = sharp or (first.start_s, first.end_s, ())
-        cosine = float(one.scored.best[one.file])
+        whole, *told = meanings(one, [float(one.scored.best[one.file]), *(s.score for s in others)])
         return Hit(
             video=file.id,
             path=Path(file.path),
@@ -178,11 +178,11 @@ class Asker:
             height=file.height,
             date=day_of(file),
             tags=view.catalog.tags(file),
-            moments=tuple(Moment(s.start_s, s.end_s, s.score, **meaning(one, s.score)) for s in others),
+            moments=tuple(Moment(s.start_s, s.end_s, s.score, **said) for s, said in zip(others, told, strict=True)),
             matched=matched,
             adapter=view.name,
             state=state_of(file),
-            **meaning(one, cosine),
+            **whole,
         )
 
 
@@ -191,11 +191,11 @@ def rated(request: Request) -> bool:
     return not (request.images or request.like or request.videos)
 
 
-def meaning(one: Found, cosine: float) -> dict[str, Any]:
-    """What a cosine with the video of a hit means: the fields `unusual`, `words` and `apart`."""
+def meanings(one: Found, cosines: Sequence[float]) -> list[dict[str, Any]]:
+    """What cosines with the video of a hit mean: the fields `unusual`, `words` and `apart`."""
     if one.judge is None:
-        return {"unusual": None, "words": "unrated", "apart": None}
-    return one.judge.meaning(one.file, cosine)
+        return [{"unusual": None, "words": "unrated", "apart": None}] * len(cosines)
+    return one.judge.meanings(one.file, cosines)
 
 
 def matches(found: Sequence[Found]) -> bool:

@@ -73,28 +73,17 @@ class Calibration:
         active = known & (table.column("active").to_numpy(zero_copy_only=False)[place])
         return cls(column("mean"), column("std"), column("log_sum"), active, scores, fact)
 
-    def unusual(self, file: int, score: float) -> float | None:
-        """The share of the bank's queries that score lower for a file; None for a file that is not calibrated."""
-        if not math.isfinite(self.mean[file]):
-            return None
-        return float(np.searchsorted(self.scores[file], np.float16(score)) / self.scores.shape[1])
-
-    def words(self, file: int, score: float) -> str:
-        """A score in words: strong, good or weak match, unlikely; unrated for a file that is not calibrated."""
-        return self._words(file, score, self.unusual(file, score))
-
-    def _words(self, file: int, score: float, share: float | None) -> str:
-        if share is None:
-            return "unrated"
-        above = (score - float(self.mean[file])) / float(self.std[file]) - self.fact["cutoff"]
-        if above >= STRONG:
-            return "strong match"
-        return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
-
-    def meaning(self, file: int, score: float) -> dict[str, Any]:
-        """`unusual` and `words`; `apart` is for queries that are no text (spread.py)."""
-        share = self.unusual(file, score)
-        return {"unusual": share, "words": self._words(file, score, share), "apart": None}
+    def meanings(self, file: int, scores: Sequence[float]) -> list[dict[str, Any]]:
+        """What scores of a file mean: `unusual`, the share of the bank's queries that score lower for it, and `words`
+        (strong, good or weak match, unlikely); None and unrated for a file that is not calibrated. `apart` is for
+        queries that are no text (spread.py)."""
+        mean, std = float(self.mean[file]), float(self.std[file])
+        if not math.isfinite(mean):
+            return [{"unusual": None, "words": "unrated", "apart": None}] * len(scores)
+        count = self.scores.shape[1]
+        shares = [n / count for n in self.scores[file].searchsorted(np.array(scores, np.float16)).tolist()]
+        above = [(score - mean) / std - self.fact["cutoff"] for score in scores]
+        return [{"unusual": u, "words": words(a, u), "apart": None} for u, a in zip(shares, above, strict=True)]
 
     def matching(self, best: Array) -> int:
         """How many files are a good or strong match by their best scores (V,), -inf where a file is left out."""
@@ -111,6 +100,13 @@ class Calibration:
             return best
         usual = np.nanmean(self.log_sum) if np.isfinite(self.log_sum).any() else 0.0
         return BETA * best - np.where(np.isfinite(self.log_sum), self.log_sum, usual).astype(np.float32)
+
+
+def words(above: float, share: float) -> str:
+    """A score in words, which lies so many deviations above the cut-off and above this share of the bank."""
+    if above >= STRONG:
+        return "strong match"
+    return "good match" if above >= 0 else "weak match" if share >= WEAK else "unlikely"
 
 
 def most_unusual(best: Array, mean: Array, std: Array) -> Array:

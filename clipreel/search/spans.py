@@ -42,8 +42,9 @@ def spans(
     taken: set[int] = set()
 
     def free(n: int) -> bool:
-        apart = all(end[n] <= s.start_s + TOUCH_S or start[n] >= s.end_s - TOUCH_S for s in found)
-        return apart and n not in taken and math.isfinite(score[n])
+        if n in taken or not math.isfinite(score[n]):
+            return False
+        return all(end[n] <= s.start_s + TOUCH_S or start[n] >= s.end_s - TOUCH_S for s in found)
 
     def goes_on(n: int, before: int, after: int, least: float) -> bool:
         return score[n] >= least and start[after] <= end[before] + TOUCH_S and free(n)

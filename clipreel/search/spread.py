@@ -54,9 +54,9 @@ class Spread:
     def words(self, score: float) -> str:
         return WORDS[self.apart(score) >= self.least]
 
-    def meaning(self, file: int, score: float) -> dict[str, Any]:
+    def meanings(self, file: int, scores: Sequence[float]) -> list[dict[str, Any]]:
         """`apart` and `words`; `unusual` would be a share of a bank's queries, which there is none of."""
-        return {"unusual": None, "words": self.words(score), "apart": self.apart(score)}
+        return [{"unusual": None, "words": self.words(score), "apart": self.apart(score)} for score in scores]
 
     def matching(self, best: Array) -> int:
         """How many of the best scores (V,), -inf where a file is left out, stand out."""

@@ -43,15 +43,15 @@ def made(scores: np.ndarray, cutoff: float = 1.0) -> Calibration:
 
 def test_unusual_is_the_share_of_the_bank_that_scores_lower() -> None:
     known = made(np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]], np.float32))
-    assert [known.unusual(0, s) for s in (0.0, 0.25, 0.45)] == [0.0, 0.5, 1.0]
-    assert known.unusual(1, 0.45) == 0.0  # the same cosine says less for a video that every query likes
+    assert [m["unusual"] for m in known.meanings(0, (0.0, 0.25, 0.45))] == [0.0, 0.5, 1.0]
+    assert known.meanings(1, [0.45])[0]["unusual"] == 0.0  # the same cosine, of a video that every query likes
 
 
 def test_scores_in_words_and_the_cut_off() -> None:
     bank = np.linspace(-1, 1, 101, dtype=np.float32)[None]  # mean 0, deviation 0.583
     known = made(bank, cutoff=2.0)
     deviation = float(bank.std())
-    assert [known.words(0, z * deviation) for z in (3.1, 2.5, 1.69, 0.5)] == [
+    assert [m["words"] for m in known.meanings(0, [z * deviation for z in (3.1, 2.5, 1.69, 0.5)])] == [
         "strong match",
         "good match",
         "weak match",
@@ -64,8 +64,7 @@ def test_scores_in_words_and_the_cut_off() -> None:
 def test_a_file_that_came_later_is_unrated_and_still_ranked() -> None:
     known = made(np.array([[0.1, 0.2], [0.3, 0.1]], np.float32))
     known.mean[1] = known.std[1] = known.log_sum[1] = np.nan
-    assert known.unusual(1, 0.5) is None
-    assert known.words(1, 0.5) == "unrated"
+    assert known.meanings(1, [0.5]) == [{"unusual": None, "words": "unrated", "apart": None}]
     assert np.isfinite(known.keys(np.array([0.4, 0.3], np.float32))).all()
 
 
