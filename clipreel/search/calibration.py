@@ -110,13 +110,15 @@ def words(above: float, share: float) -> str:
 
 
 def most_unusual(best: Array, mean: Array, std: Array) -> Array:
-    """For queries with best scores (Q, V): the highest deviation among each one's LOOKED_AT best files."""
+    """For queries with best scores (Q, V): the highest deviation among each one's LOOKED_AT best files, and those that
+    score as the last of them does."""
     count = min(LOOKED_AT, best.shape[1])
     if not count:
         return np.full(len(best), np.nan, np.float32)
-    top = np.argpartition(-best, count - 1, axis=1)[:, :count]
-    above = (np.take_along_axis(best, top, 1) - mean[top]) / std[top]
-    return np.where(np.isfinite(above), above, -np.inf).max(1)
+    least = np.partition(best, -count, axis=1)[:, -count, None]
+    with np.errstate(invalid="ignore"):
+        above = (best - mean) / std
+    return np.where(np.isfinite(above) & (best >= least), above, -np.inf).max(1)
 
 
 def calibrate(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from pydantic_core import to_json
 
 from clipreel.errors import ClipreelError
 from clipreel.search.answer import Answer, Filters, Hit, Like, Request
@@ -90,7 +91,8 @@ class Answers:
         )
 
     def _shown(self, answer: Answer | Exception, started: float) -> bytes | Exception:
-        """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search."""
+        """An answer as JSON. Without `asdict`, which copies deeply and took a third of the time of a search, and by
+        pydantic's writer, which takes a third of the time of Python's."""
         if isinstance(answer, Exception):
             return answer
         facets = answer.facets
@@ -104,7 +106,7 @@ class Answers:
             "facets": {kind: [vars(f) for f in getattr(facets, kind)] for kind in ("folders", "tags")},
             "notes": [*answer.notes, *(self.rerankers.note() if self.asker.rerankers else ())],
         }
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+        return to_json(told)
 
     def _hit(self, hit: Hit) -> dict[str, Any]:
         """Everything but the path; `adapter` is the name under which a search can ask who found it."""
