@@ -74,6 +74,24 @@ def add(queries: tuple[str, ...], /, *, index: str | None = None, device: str = 
     return 0
 
 
+@canary.command(name="list")
+def listed(*, index: str | None = None, json: Flag = False) -> int:
+    """Show the saved queries with the first of the answers that they had.
+
+    Args:
+        index: Folder or URI of the index.
+        json: Print one JSON object a query, with all answers.
+    """
+    from clipreel.search.canary import canaries
+
+    for query, paths in canaries(opened(index)).items():
+        if json:
+            print(dump({"query": query, "answers": paths}))
+        else:
+            print(f"{shown(query)}  {shown(paths[0]) if paths else '-'}")
+    return 0
+
+
 @canary.command
 def remove(queries: tuple[str, ...], /, *, index: str | None = None) -> int:
     """Take saved queries out.

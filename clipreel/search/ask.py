@@ -97,7 +97,7 @@ class Asker:
         page = found[request.offset : request.offset + request.k]
         hits = tuple(self._hits(page, request))
         state = "ok" if any(map(matches, ranked)) else "nothing"
-        notes = (*notes_of(hits), *([] if rated(request) else notes_of_spread(ranked)))
+        notes = (*notes_of_texts(views, request), *notes_of(hits), *([] if rated(request) else notes_of_spread(ranked)))
         took_ms = (time.perf_counter() - started) * 1000
         return Answer(hits, state, total, facets, took_ms, notes, matching(ranked) if state == "ok" else 0)
 
@@ -259,6 +259,20 @@ def merged(ranked: Sequence[Sequence[Found]]) -> list[Found]:
         return -sum(1 / (60 + place) for place, _, _ in rows), min((place, n) for place, n, _ in rows)
 
     return [min(rows, key=lambda r: r[:2])[2] for rows in sorted(places.values(), key=key)]
+
+
+def notes_of_texts(views: Sequence[View], request: Request) -> list[str]:
+    """What of the texts no model reads, because they are too long."""
+    query, model = Query.parse(request.text), views[0].model
+    most, words = min(view.model.context for view in views) - 2, model.tokenizer
+    notes = []
+    for text in (*query.texts, *query.minus, *request.minus):
+        # a token is at least a byte, so that short texts need no count
+        if words is not None and len(text.encode("utf-8", "replace")) > most:
+            count = len(words.encode(text, strip_special=True))
+            if count > most:
+                notes.append(f"the model reads the first {most} of the {count} tokens of {text_of(text[:40])!r}...")
+    return notes
 
 
 def notes_of(hits: Sequence[Hit]) -> tuple[str, ...]:

@@ -30,6 +30,12 @@ def test_saved_queries_and_another_model(index: str, tmp_path: Path, capsys: pyt
     assert main(["canary", "add", QUERY, *at]) == 0
     assert main(["canary", "run", "--json", *at]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["overlap"] == 1.0
+    assert main(["canary", "list", *at]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{QUERY}  ")
+    assert line.endswith(".mp4")
+    assert main(["canary", "list", "--json", *at]) == 0
+    assert len(json.loads(capsys.readouterr().out)["answers"]) == 4
 
     base = clipreel.load("shapes-tiny")
     model = base.adapted(build("lora", base.clip, options("lora", {})), adapter="x")

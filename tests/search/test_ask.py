@@ -52,6 +52,13 @@ def test_a_text_ranks_as_the_searcher_does(index: Index, asker: Asker) -> None:
     assert all(0 <= h.start_s < h.end_s <= h.duration_s + 0.1 for h in answer.hits)
 
 
+def test_what_the_model_does_not_read_of_a_text_is_told(asker: Asker) -> None:
+    most = asker.first.model.context - 2
+    assert asker.answer(Request(" ".join(["red"] * most))).notes == ()
+    (note,) = asker.answer(Request("a circle", minus=(" ".join(["red"] * (most + 3)),))).notes
+    assert note.startswith(f"the model reads the first {most} of the {most + 3} tokens of 'red red")
+
+
 def test_pages_follow_each_other(asker: Asker) -> None:
     every = names(asker, text="a red circle")
     assert names(asker, text="a red circle", k=2) + names(asker, text="a red circle", k=2, offset=2) == every
