@@ -26,7 +26,7 @@ def tune(
     device: str = "auto",
     json: Flag = False,
 ) -> int:
-    """Tune a model to pairs of videos and captions: an adapter of a few megabytes, and a report that says if it helps.
+    """Tune a model to pairs of videos and captions: a small adapter, and a report that says if it helps.
 
     The pairs are split by video into training, validation (chooses the weights) and held-out (before and after).
     Killed at any point, the same command goes on where it was.
