@@ -218,7 +218,8 @@ def side(config: DataConfig, video: Path) -> int:
 
 def drawn(config: DataConfig) -> Pairs:
     """The parts by shares. The lowest draws are held out, those above them are for validation, and either has at least
-    two videos, so a small set can be used whatever its draws are.
+    two videos. Raises ClipreelError where fewer than two are left to train on, which draws can do to a small set: one
+    taken back from the other parts would be measured on later, when the set has grown.
 
     A video that is trained on stays so when videos are added, and one for validation is never held out later; what a
     small set held out beyond its share may move down. Taking videos away can move others up.
