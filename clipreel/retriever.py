@@ -6,6 +6,7 @@ A `Retriever` is a backbone, the tuner on it, the tokenizer, and the recipe of p
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -117,6 +118,12 @@ class Retriever:
         )
         other.adapter_folder, other.base_name = folder, self.base_name
         other.__dict__["fingerprint"] = self.fingerprint  # hashing the base once is enough
+        return other
+
+    def kept_at(self, folder: str | Path) -> Retriever:
+        """The same model, whose adapter lies in a folder now: an index that it makes says so."""
+        other = copy(self)
+        other.adapter_folder = os.path.abspath(folder)
         return other
 
     @property

@@ -87,8 +87,8 @@ def test_the_command_that_the_demo_ends_with_works(
     own = {"data": DataConfig(str(tmp_path / "pairs.jsonl")), "order": TuneConfig.order, "batch": 2}
     short = replace(demo_run.DEMO, train=replace(demo_run.DEMO.train, steps=1), **own)
     monkeypatch.setattr(demo_run, "DEMO", short)
-    _, adapted = demo_run.tuned_live(load("shapes-tiny", device="cpu"), tmp_path)
-    index, report = demo_run.indexed(adapted, tmp_path, tmp_path)
+    tuned = demo_run.tuned_live(load("shapes-tiny", device="cpu"), tmp_path)
+    index, report = demo_run.indexed(tuned.after.model, tmp_path, tmp_path)
     assert report.indexed == 8
     capsys.readouterr()
     assert main(["search", "a red circle", "--index", str(index.place)]) == 0

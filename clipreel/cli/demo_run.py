@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from clipreel.adapter import with_adapter
 from clipreel.cli.output import DEFAULT_MODEL, Progress, clock, shown, skipped
 from clipreel.cli.search import load_model, open_if_there
 from clipreel.cli.tune_page import SAID, examples, page
@@ -88,14 +87,14 @@ def shapes(model: str, out: Path, device: str) -> int:
         "   The bound is what the best model without a sense of time can reach: nearly every film comes with its\n"
         f"   reverse, which has the same frames. Passing it is what video methods are for.\n\n3. Tuning {DEMO.method}"
     )
-    tuned, adapted = tuned_live(retriever, out)
+    tuned = tuned_live(retriever, out)
     rows = {**rows, f"{DEMO.method}, {DEMO.train.steps} steps": tuned.compared.after}
     print(indented(table({k: rows[k] for k in list(rows)[1:]})))
     print(f"   {SAID[tuned.helped]}\n\n4. Indexing the folder with the adapter")
-    index, report = indexed(adapted, folder, out)
+    index, report = indexed(tuned.after.model, folder, out)
     print("\n5. Searching it")
     captions = {os.path.abspath(s.video): s.captions[0] for s in samples}
-    found = search(Searcher(index, adapted), SHAPES_QUERIES, folder, captions)
+    found = search(Searcher(index, tuned.after.model), SHAPES_QUERIES, folder, captions)
     page = write(
         out,
         "clipreel demo",
@@ -115,13 +114,12 @@ def shapes(model: str, out: Path, device: str) -> int:
     return 1 if failed or report.skipped else 0
 
 
-def tuned_live(base: Retriever, out: Path) -> tuple[Tuned, Retriever]:
-    """The demo's method on this base, and the base with the adapter as it was saved, whose place an index keeps; the
-    same command again finds it done."""
+def tuned_live(base: Retriever, out: Path) -> Tuned:
+    """The demo's method on this base; the same command again finds it done."""
     line = Progress("   step")
     tuned = tune(replace(DEMO, model=base.name), out / "tuned", scratch=out, base=base, progress=line, say=silent)
     page(tuned, out / "tuned")
-    return tuned, with_adapter(base, tuned.adapter)
+    return tuned
 
 
 def silent(_: str) -> None: ...

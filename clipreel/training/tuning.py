@@ -220,6 +220,7 @@ def proven(begun: Begun, outcome: Outcome, adapter: Path) -> Tuned:
     about |= {"misses": misses["trained"]} if misses else {}
     verdict = {"metrics": metrics, "helped": helps(compared, general), "licence": begun.licence}
     on_first(lambda: saved(adapter, after.model, config, trained_on=about, **verdict))
+    after = replace(after, model=after.model.kept_at(adapter))
     facts = {"method": config.method, "head": config.head.kind, **costs(begun.recipe, adapter, outcome)}
     skipped = begun.decode.skipped
     return Tuned(adapter, before, after, pairs, outcome, compared, last.result, general, facts, skipped, misses)

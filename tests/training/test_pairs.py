@@ -31,14 +31,17 @@ def parts(folder: Path, names: list[str], **shares: float) -> tuple[set[str], se
     return sides[0], sides[1], sides[2]
 
 
-def can_be_trained_on(names: list[str]) -> bool:
-    """Whether six draws lie above both shares: at most four of these are lent to the other parts."""
-    return sum(draw(name) >= DataConfig.held_out_share + DataConfig.validation_share for name in names) >= 6
+def left_to_train_on(names: list[str], held_out_share: float = DataConfig.held_out_share) -> int:
+    """How many videos the other parts leave: each takes those below its share, and at least the two lowest."""
+    top = held_out_share + DataConfig.validation_share
+    draws = sorted(map(draw, names))
+    rest = draws[max(2, sum(d < held_out_share for d in draws)) :]
+    return len(rest[max(2, sum(d < top for d in rest)) :])
 
 
 def test_a_set_that_draws_leave_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     names = [f"{n}.mp4" for n in (12, 13, 14, 2523, 15848, 20637, 29571, 69321)]
-    assert not can_be_trained_on(names)
+    assert left_to_train_on(names) == 1
     with pytest.raises(ClipreelError, match=r"holds 8 videos, and 1 of them would be trained on: give more videos"):
         parts(tmp_path, names)
 
@@ -47,7 +50,7 @@ def test_a_set_that_draws_leave_nothing_to_train_on_is_refused(tmp_path: Path) -
 @given(st.lists(st.integers(0, 99999), min_size=8, max_size=30, unique=True))
 def test_small_sets_are_not_refused_by_chance(tmp_path_factory: pytest.TempPathFactory, numbers: list[int]) -> None:
     names = [f"{n}.mp4" for n in numbers]
-    assume(can_be_trained_on(names))
+    assume(left_to_train_on(names, 0.1) >= 2)
     sides = parts(tmp_path_factory.mktemp("small"), names, held_out_share=0.1)
     assert min(map(len, sides)) >= 2
 
@@ -58,7 +61,7 @@ def test_a_video_that_was_trained_on_is_never_measured_later(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], few: int
 ) -> None:
     folder, names = tmp_path_factory.mktemp("grown"), [f"{n}.mp4" for n in numbers]
-    assume(can_be_trained_on(names[:few]))
+    assume(left_to_train_on(names[:few]) >= 2)
     train, validation, held_out = parts(folder, names[:few])
     more_train, more_validation, more_held_out = parts(folder, names)
     assert train <= more_train
