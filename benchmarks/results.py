@@ -44,6 +44,7 @@ CHOSEN = {  # the README's rows: folder of the configs and name of a row, and ho
     ("ablation/heads", "seq_transf"): "CLIP4Clip's seqTransf over the base as it is",
     ("ablation/heads", "seq_lstm"): "CLIP4Clip's seqLSTM over the base as it is",
     ("shapes", "mv_adapter"): "MV-Adapter",
+    ("ablation/petl", "st_adapter_text"): "ST-Adapter, with bottlenecks in the text tower",
     ("shapes", "st_adapter"): "ST-Adapter",
     ("shapes", "vop_fc_transformer"): "VoP^F+C, context from a transformer",
     ("shapes", "vop_c_transformer"): "VoP^C, context from a transformer",
