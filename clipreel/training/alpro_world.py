@@ -1,7 +1,8 @@
 """What ALPRO's study on the shapes world is made of: frames, questions, vocabularies, and a small model to start from.
 
-As the published training starts from a ViT, this one starts from the image tower of shapes-tiny, which has seen stills
-of the world and no film. Text, fusion and everything that looks over time start from nothing.
+As the published training starts from a ViT and BERT, this one starts from the image tower of shapes-tiny, which has
+seen stills of the world and no film, and from a small BERT that has read the corpus and seen nothing. What looks over
+time starts from nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from random import Random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
-from clipreel.alpro.bert import TextConfig
-from clipreel.alpro.model import AlproConfig
+from clipreel.adapter import write
+from clipreel.alpro.bert import PAD, Bert, MaskedWords, TextConfig
+from clipreel.alpro.model import AlproConfig, mask_words
 from clipreel.alpro.prompter import PROMPT_SETS
 from clipreel.alpro.retriever import AlproRetriever
 from clipreel.alpro.start import start
@@ -37,6 +41,7 @@ from clipreel.video.sampling import Sampling
 
 PIXELS, STORED, TOKENS = 64, 8, 24  # side of a frame, frames kept of a film, tokens of a text
 WIDTH, HEADS, MLP, EMBED, TEXT_LAYERS, TEXT_MLP = 96, 3, 384, 64, 4, 192
+READING, READ, RATE, WARM_UP = 2000, 64, 2e-3, 100  # steps, sentences in each, learning rate and its rise
 
 SHORT = ("a {0}", "the {0}", "one {0}", "a video of a {0}", "a photo of the {0}", "a picture of a {1} {0}")
 
@@ -61,10 +66,12 @@ class Stack(Mapping[str, NDArray[np.uint8]]):
 
 @dataclass(frozen=True)
 class AlproWorld:
-    """The shapes world as a study uses it; frames are rendered once, into the `folder`."""
+    """The shapes world as a study uses it. Frames are rendered once, into the `folder`; there too lies the BERT, after
+    `reading` steps."""
 
     folder: Path
     world: ShapesWorld = field(default_factory=ShapesWorld)
+    reading: int = READING
 
     def samples(self, split: str) -> list[Sample]:
         """Films with their captions. In training a short one more: captions of the web often name a thing and no more,
@@ -113,18 +120,36 @@ class AlproWorld:
         asked = [t for q in self.questions("train") for t in (q.question, q.answer)]
         return WordPiece.of_words([*corpus(self.world), *prompts, *asked])
 
+    @cached_property
+    def text(self) -> TextConfig:
+        return TextConfig(self.tokenizer.vocab_size, 40, WIDTH, TEXT_LAYERS, TEXT_LAYERS // 2, HEADS, TEXT_MLP, 0.0)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What has read the corpus; made once."""
+        file = self.folder / f"reader-{self.reading}.safetensors"
+        torch.manual_seed(0)
+        made = Reader(self.text)
+        if file.is_file():
+            made.load_state_dict(load_file(file))
+        else:
+            made.learn(corpus(self.world), self.tokenizer, self.reading)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(file, save(made.state_dict()))
+        return made
+
     def new_model(self, seed: int, frames: int, entities: Sequence[str] = ()) -> AlproRetriever:
-        """A model that has learned nothing of films or texts yet."""
-        base = load("shapes-tiny", device="cpu")
+        """A model that knows stills and texts, but neither films nor which text is of what."""
+        base, reader = load("shapes-tiny", device="cpu"), self.reader.state_dict()
         torch.manual_seed(seed)
         layers = base.clip.config.vision.layers
         vision = VisionConfig(PIXELS, base.clip.config.patch, frames, WIDTH, layers, HEADS, MLP, drop_path=0.0)
-        text = TextConfig(self.tokenizer.vocab_size, 40, WIDTH, TEXT_LAYERS, TEXT_LAYERS // 2, HEADS, TEXT_MLP, 0.0)
         films = torch.from_numpy(np.array(self.frames("train").films[:16, 0]))
         vit = clip_as_vit(base.clip, base.preprocess.normalise(films))
-        config = AlproConfig(vision, text, EMBED, entities=len(entities))
+        model = start(AlproConfig(vision, self.text, EMBED, entities=len(entities)), vit)
+        model.load_state_dict({**model.state_dict(), **reader})
         return AlproRetriever(
-            start(config, vit),
+            model,
             tokenizer=self.tokenizer,
             preprocess=base.preprocess,
             sampling=Sampling("uniform", frames),
@@ -132,6 +157,29 @@ class AlproWorld:
             context=TOKENS,
             entities=entities,
         )
+
+
+class Reader(nn.Module):
+    """The parts of an ALPRO that are a BERT: its text, both halves, and the head that guesses words."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.text, self.mlm = Bert(config), MaskedWords(config.width, config.vocab)
+
+    def learn(self, texts: Sequence[str], tokenizer: WordPiece, steps: int) -> None:
+        """To guess hidden words of these texts."""
+        optimiser, rng = torch.optim.AdamW(self.parameters()), Random("reading")
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
+            ids = tokenizer([rng.choice(texts) for _ in range(READ)], TOKENS)
+            shown, labels = mask_words(ids, tokenizer.mask, tokenizer.vocab_size, tokenizer.special)
+            hidden = labels != -100
+            tokens = self.text.run(self.text.embed(shown), ids != PAD, range(len(self.text.layers)))
+            loss = F.cross_entropy(self.mlm(tokens[hidden], self.text.words), labels[hidden])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
 
 
 @torch.no_grad()

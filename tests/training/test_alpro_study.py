@@ -20,7 +20,7 @@ from clipreel.training import alpro_study, alpro_world
 from clipreel.training.alpro_study import BY_NAME, RUNS, Run, Sizes, Study, estimate, everything, one, prepared
 from clipreel.training.alpro_tables import tables
 
-TINY = Sizes(prompter=1, pretrain=1, qa=1, batch=4, test=6)
+TINY = Sizes(reading=2, prompter=1, pretrain=1, qa=1, batch=4, test=6)
 
 
 class Small(ShapesWorld):
@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A world of a few films."""
     folder = tmp_path_factory.mktemp("study")
     made = Study(folder, TINY)
-    made.__dict__["world"] = alpro_world.AlproWorld(folder / "world", Small())
+    made.__dict__["world"] = alpro_world.AlproWorld(folder / "world", Small(), TINY.reading)
     return made
 
 
@@ -49,6 +49,37 @@ def test_the_start_sees_stills_as_the_clip_does() -> None:
         ours = video(pixels[:, None])[:, 0] @ base.clip.vision.head
         theirs = base.clip.encode_video(pixels[:, None])[:, 0]
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9
+
+
+def test_the_start_reads_what_the_bert_has_read(study: Study) -> None:
+    model = study.world.new_model(0, 4).model
+    again = alpro_world.AlproWorld(study.world.folder, study.world.world, TINY.reading)  # from its file
+    for name, tensor in again.reader.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert torch.equal(model.text.words.weight, study.world.new_model(1, 4).model.text.words.weight)
+
+
+def test_the_bert_learns_from_what_it_reads(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alpro_world, "READ", 8)
+    monkeypatch.setattr(alpro_world, "WARM_UP", 10)
+    world, texts = study.world, ["a red circle moves left", "a green star is here"] * 16
+
+    def missed(reader: alpro_world.Reader) -> float:
+        """Share of the words "circle" and "star" that are guessed wrong when hidden."""
+        ids = world.tokenizer(texts[:2], alpro_world.TOKENS)
+        at = torch.tensor([3, 3])  # behind the start, "a", and a colour
+        shown = ids.clone()
+        shown[torch.arange(2), at] = world.tokenizer.mask
+        with torch.no_grad():
+            tokens = reader.text.run(reader.text.embed(shown), ids != 0, range(len(reader.text.layers)))
+            guessed = reader.mlm(tokens[torch.arange(2), at], reader.text.words).argmax(1)
+        return (guessed != ids[torch.arange(2), at]).float().mean().item()
+
+    torch.manual_seed(0)
+    reader = alpro_world.Reader(world.text)
+    assert missed(reader) == 1
+    reader.learn(texts, world.tokenizer, 60)
+    assert missed(reader) == 0
 
 
 def test_the_runs_are_those_of_the_issue() -> None:
