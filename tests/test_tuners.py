@@ -100,8 +100,12 @@ def test_saved_tensors_are_the_trained_ones_each_once_and_load_equal(name: str, 
     again = with_adapter(model, folder)
     assert again.clip is clip
     assert again.sampling == Sampling("uniform", FRAMES)
+    loaded = trained(again.tuner)
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
     for a, b in zip(both(clip, tuner), both(clip, again.tuner), strict=True):
-        assert torch.equal(a, b)
+        # not to the bit: on some CPUs products round by where in memory a tensor lies
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert read_config(folder).method == name
 
 
