@@ -103,9 +103,9 @@ def test_saved_tensors_are_the_trained_ones_each_once_and_load_equal(name: str, 
     loaded = trained(again.tuner)
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    tuner.requires_grad_(False)  # as what is loaded: some CPUs convolve otherwise where a weight may be trained
     for a, b in zip(both(clip, tuner), both(clip, again.tuner), strict=True):
-        # not to the bit: on some CPUs products round by where in memory a tensor lies
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        assert torch.equal(a, b)
     assert read_config(folder).method == name
 
 
