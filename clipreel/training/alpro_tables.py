@@ -75,7 +75,10 @@ def tables(reports: Reports, facts: Mapping[str, Any], failed: Mapping[str, str]
 
 def spreads(reports: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
     """Every number that all seeds have."""
-    rows = [{**r["metrics"], "seconds": r["seconds"], "kept": 100 * r["log"].get("kept", 0.0)} for r in reports]
+    rows = []
+    for r in reports:
+        kept = {"kept": 100 * r["log"]["kept"]} if "kept" in r["log"] else {}
+        rows.append({**r["metrics"], "seconds": r["seconds"], **kept})
     return {k: Spread.of([row[k] for row in rows]) for k in rows[0] if all(k in row for row in rows)}
 
 

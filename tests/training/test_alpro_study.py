@@ -141,14 +141,19 @@ def test_the_estimate_counts_all_runs(study: Study, monkeypatch: pytest.MonkeyPa
 
 
 def test_tables_give_mean_and_range_and_say_what_is_told() -> None:
-    def report(value: float) -> dict:
+    def report(value: float, **log: float) -> dict:
         measures = {"matching R@1": value, "cosine R@1": value - 1}
-        return {"metrics": measures, "seconds": 10.0, "parameters": 5, "log": {"kept": 0.5}}
+        return {"metrics": measures, "seconds": 10.0, "parameters": 5, "log": log}
 
     facts = {"seeds": 2, "batch": 4, "prompter": 1, "pretrain": 1, "qa": 1, "judged": 20, "bound": {"R@1": 52.5}}
-    reports = {"vtc-vtm-mlm": [report(10), report(14)], "pem": [report(13), report(17)], "pem-8-frames": [report(30)]}
+    reports = {
+        "vtc-vtm-mlm": [report(10), report(14)],
+        "pem": [report(13, kept=0.5), report(17, kept=0.7)],
+        "pem-8-frames": [report(30)],
+    }
     data, text = tables(reports, facts, {"qa/1": "it broke"})
-    assert "| VTC + VTM + MLM | 11.0 (9.0-13.0) |  | 12.0 (10.0-14.0) |" in text
+    assert "| VTC + VTM + MLM | 11.0 (9.0-13.0) |  | 12.0 (10.0-14.0) |  |  |\n" in text  # it judges no entities
+    assert "| 15.0 (13.0-17.0) |  | 60.0 (50.0-70.0) |\n" in text
     assert data["told"] == [
         "vtc-vtm-mlm: matching against cosine, R@1 +1.0; the ranges overlap, so the seeds do not tell them apart",
         "pem: matching against cosine, R@1 +1.0; the ranges overlap, so the seeds do not tell them apart",
