@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from clipreel.adapter import read_config
 from clipreel.cli.proxy_page import attention
 from clipreel.evaluation import gallery
 from clipreel.evaluation.gallery import Card, Section, Shown
@@ -47,6 +48,8 @@ def page(tuned: Tuned, out: Path) -> Path:
         sections.insert(1, Section("Other videos", lead, intervals(tuned.general)))
     title = f"{named(tuned)} on {tuned.before.model.name}"
     lead = f"Before and after tuning, on {len(tuned.pairs.held_out)} held-out videos that took no part in it."
+    if read_config(tuned.adapter).trained_on["config"]["start"] is not None:
+        lead += " Whether the start has seen them is not known; the stamp says what it was trained on."
     return write_text(out / "report.html", gallery.page(title, lead, sections))
 
 

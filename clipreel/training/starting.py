@@ -59,3 +59,14 @@ def origin(base: str, data: str, start: str | None) -> dict[str, str]:
     goes_on = found["data"] == ", ".join(names) or before.get("data_commercial") == "no"
     stated = [w for w in ("base", "data") if w == "base" or goes_on]
     return found | {k: v for k, v in before.items() if k.partition("_")[0] in stated and "_" in k}
+
+
+def before_that(start: str) -> str:
+    """What a stamp says of where training went on from: an adapter by its tensors, with the names of its data, or the
+    file of a released checkpoint."""
+    path = Path(start)
+    if not path.is_dir():
+        return path.name
+    found = read_config(path)
+    data = [Path(d.strip()).name for d in found.licence.get("data", "unknown").split(",")]
+    return f"{found.method} {found.tensors[:12]} ({', '.join(data)})"

@@ -44,7 +44,7 @@ from clipreel.training.pairs import Pairs, read_pairs
 from clipreel.training.recipe import HeadRecipe, Recipe, RetrievalRecipe
 from clipreel.training.settings import TuneConfig, checked, resolved, settled
 from clipreel.training.sharding import Sharded
-from clipreel.training.starting import origin, start_from
+from clipreel.training.starting import before_that, origin, start_from
 from clipreel.tuners import build
 from clipreel.tuners.overriding import Overriding
 
@@ -231,6 +231,8 @@ def held_out(
 ) -> tuple[Looked, Looked, Looked]:
     """The held-out pairs as the base sees them, with the selected weights, and with those of the last step."""
     split, listed = pairs.label or f"{config.data.path} held out", pairs.stated(config.data.path)
+    if config.start is not None:  # its data may hold what is held out here, so the stamp says what they were
+        listed["trained_on"] += f" after {before_that(config.start)}"
 
     def seen(model: Retriever, selection: str) -> Looked:
         return look(model, pairs.held_out, frames, config.frames, split).having(selection, **listed)

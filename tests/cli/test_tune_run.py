@@ -17,7 +17,7 @@ from clipreel.evaluation.bootstrap import Interval
 from clipreel.licences import lineage, state
 from clipreel.training import tuning
 from clipreel.training.pairs import DataConfig, read_pairs
-from clipreel.training.starting import origin
+from clipreel.training.starting import before_that, origin
 from tests.cli.test_tune import cache, films, lora, tune
 
 __all__ = ["cache", "films", "lora"]
@@ -149,6 +149,14 @@ def test_the_data_of_the_start_are_in_the_lineage(lora: Path, films: Path, cache
     assert tune(second, tmp_path / "run", cache, "--method", "lora", changes=change) == 0
     found = lineage(tmp_path / "run" / "adapter")
     assert [(x.what, x.name) for x in found] == [("base", "shapes-tiny"), ("data", str(films)), ("data", str(second))]
+    start, tuned = (read_config(d / "adapter") for d in (lora, tmp_path / "run"))
+    said = {when: tuned.metrics[when]["stamp"]["trained_on"] for when in ("before", "after")}
+    assert said["before"] == "none"
+    assert said["after"].endswith(f") after lora {start.tensors[:12]} ({films.name})")
+    assert " after " not in start.metrics["after"]["stamp"]["trained_on"]
+    assert "Whether the start has seen them" in (tmp_path / "run" / "report.html").read_text()
+    assert "Whether the start has seen them" not in (lora / "report.html").read_text()
+    assert before_that("files/released.pt") == "released.pt"
 
 
 def test_what_owners_stated_of_the_start_goes_on_where_it_holds(lora: Path, tmp_path: Path) -> None:
